@@ -1,0 +1,193 @@
+"""Promises that a stage makes and every later stage must keep, down to the exported file."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt.config import Config, require_fraction
+
+Constraint = Callable[[Any], Any]
+
+
+class Invariant(Protocol):
+    """A promise about some variables of a model, known by their paths.
+
+    `constraint(variable)` gives what keeps it during training, or None where the variable is not concerned;
+    `check(model)` and `check_tflite(path, model)` return what is broken, in words: empty where it holds.
+    """
+
+    kind: ClassVar[str]
+
+    def constraint(self, variable: keras.Variable) -> Constraint | None: ...
+
+    def check(self, model: keras.Model) -> list[str]: ...
+
+    def check_tflite(self, path: Any, model: keras.Model) -> list[str]: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Sparsity(Config):
+    """The weights that are zero stay zero.
+
+    Args:
+      targets: by variable path, the fraction of zeros promised, in [0, 1).
+
+    Raises:
+      ValueError: for a fraction outside [0, 1).
+
+    >>> Sparsity({"dense/kernel": 0.8})
+    Sparsity(targets={'dense/kernel': 0.8})
+    """
+
+    targets: Mapping[str, float]
+    kind: ClassVar[str] = "sparsity"
+
+    def __post_init__(self) -> None:
+        for path, sparsity in self.targets.items():
+            require_fraction(f"the sparsity of {path!r}", sparsity)
+
+    def constraint(self, variable: keras.Variable) -> "FixedMask | None":
+        """Multiplies by the pattern of zeros that the variable has now."""
+        return FixedMask(variable) if variable.path in self.targets else None
+
+    def check(self, model: keras.Model) -> list[str]:
+        """The variables that are missing, or have fewer zeros than promised."""
+        variables = {variable.path: variable for variable in model.variables}
+        broken = []
+        for path, promised in self.targets.items():
+            if path not in variables:
+                broken.append(f"{path}: {promised:.4f} of zeros were promised, the model has no such variable")
+                continue
+            kernel = keras.ops.convert_to_numpy(variables[path])
+            if kernel.size - np.count_nonzero(kernel) < zero_count(promised, kernel.size):
+                found = 1 - np.count_nonzero(kernel) / kernel.size
+                broken.append(f"{path}: {promised:.4f} of zeros were promised, it has {found:.4f}")
+        return broken
+
+    def check_tflite(self, path: Any, model: keras.Model) -> list[str]:
+        """The variables for which the file has no weight tensor with the promised zeros in their places."""
+        from tfopt.tflite.match import missing_zero_patterns
+
+        kernels = {
+            variable.path: keras.ops.convert_to_numpy(variable)
+            for variable in model.variables
+            if variable.path in self.targets
+        }
+        return [
+            f"{name}: no tensor of the file has its {1 - np.count_nonzero(kernels[name]) / kernels[name].size:.4f} "
+            "of zeros in their places"
+            for name in missing_zero_patterns(path, kernels)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data from which `from_dict` makes the same promise."""
+        return {"kind": self.kind, "targets": dict(self.targets)}
+
+
+class FixedMask:
+    """A constraint that keeps the zeros a variable had when it was made."""
+
+    def __init__(self, variable: keras.Variable) -> None:
+        self.mask = replica_variable(keras.ops.convert_to_numpy(variable) != 0, variable)
+
+    def __call__(self, value: Any) -> tf.Tensor:
+        value = tf.convert_to_tensor(value)
+        return value * tf.cast(self.mask, value.dtype)
+
+
+def replica_variable(value: np.ndarray, like: keras.Variable) -> tf.Variable:
+    """A variable that each replica reads and writes for itself, placed and scoped as `like` is.
+
+    Constraints run per replica inside the compiled step, where a mirrored variable could not be assigned.
+    """
+    strategy = getattr(like.value, "distribute_strategy", None) or tf.distribute.get_strategy()
+    with strategy.scope():
+        return tf.Variable(
+            value.astype("float32"),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+
+def zero_count(sparsity: float, size: int) -> int:
+    """How many of `size` weights are zero at a sparsity: the nearest whole number, as in the masks.
+
+    >>> zero_count(0.8, 12)
+    10
+    """
+    return round(sparsity * size)
+
+
+@contextlib.contextmanager
+def keeping(model: keras.Model, promises: Sequence[Invariant]) -> Iterator[None]:
+    """Attaches the promises to the variables, after the constraints these have; takes them off at the end.
+
+    Compile inside the block: Keras does not look at constraints again once a training step was traced.
+    """
+    before = [(variable, variable.constraint) for variable in model.trainable_variables]
+    try:
+        for variable, own in before:
+            parts = [part for promise in promises if (part := promise.constraint(variable)) is not None]
+            if parts:
+                variable.constraint = Constraints([own, *parts] if own is not None else parts)
+        yield
+    finally:
+        for variable, own in before:
+            variable.constraint = own
+
+
+class Constraints:
+    """Several constraints, one after the other."""
+
+    def __init__(self, parts: Sequence[Constraint]) -> None:
+        self.parts = tuple(parts)
+
+    def __call__(self, value: Any) -> Any:
+        for part in self.parts:
+            value = part(value)
+        return value
+
+
+def check(model: keras.Model, promises: Sequence[Invariant]) -> list[dict[str, Any]]:
+    """A report entry for each promise on the model; raises where one is broken.
+
+    Raises:
+      RuntimeError: names each broken promise.
+    """
+    return _entries(promises, [promise.check(model) for promise in promises], f"the model {model.name!r}")
+
+
+def check_tflite(path: Any, model: keras.Model, promises: Sequence[Invariant]) -> list[dict[str, Any]]:
+    """A report entry for each promise in an exported file; raises where one is broken.
+
+    Raises:
+      RuntimeError: names each broken promise.
+    """
+    return _entries(promises, [promise.check_tflite(path, model) for promise in promises], f"the file {path}")
+
+
+def _entries(promises: Sequence[Invariant], broken: Sequence[list[str]], where: str) -> list[dict[str, Any]]:
+    lost = [f"{promise.kind}: {each}" for promise, words in zip(promises, broken, strict=True) for each in words]
+    if lost:
+        raise RuntimeError(
+            f"{where} lost what an earlier stage promised: {'; '.join(lost)}. Put the stage that changed these "
+            "weights before the one that made the promise"
+        )
+    return [{"invariant": repr(promise), "holds": True, "detail": f"checked on {where}"} for promise in promises]
+
+
+def from_dict(values: Mapping[str, Any]) -> Invariant:
+    """The promise that `to_dict` described."""
+    fields = {key: value for key, value in values.items() if key != "kind"}
+    kinds = {each.kind: each for each in (Sparsity,)}
+    if values.get("kind") not in kinds:
+        raise ValueError(f"unknown kind of invariant {values.get('kind')!r}; there are {', '.join(kinds)}")
+    return kinds[values["kind"]](**fields)

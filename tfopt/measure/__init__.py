@@ -1,0 +1,1 @@
+"""What a .tflite file weighs, holds and takes to run."""

@@ -1,0 +1,50 @@
+"""Which weights to remove: pure maths on tensors."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def magnitude_mask(weights: Any, sparsity: Any, mask: Any = None) -> Any:
+    """Marks the weights to keep: all but the smallest by magnitude.
+
+    Exactly round(sparsity * size) weights are removed, equal ones in their order in memory. With the mask so far,
+    weights that it removed go first, whatever value a training step has just given them: a rising sparsity never
+    brings a weight back.
+
+    Args:
+      weights: tensor of any shape, float.
+      sparsity: fraction of weights to remove, in [0, 1); a float or a scalar tensor.
+      mask: 0 or 1 for each weight, same shape; None: all ones.
+
+    Returns:
+      1 for the weights to keep and 0 for the others, same shape, float32.
+
+    Source: Han et al., Learning both Weights and Connections, 2015, arXiv:1506.02626.
+
+    >>> ops.convert_to_numpy(magnitude_mask([3.0, -1.0, 2.0, 0.5], 0.5)).tolist()
+    [1.0, 0.0, 1.0, 0.0]
+    """
+    weights = ops.convert_to_tensor(weights)
+    magnitude = ops.cast(ops.abs(ops.reshape(weights, (-1,))), "float32")
+    if mask is not None:
+        # Removed weights rank below every kept one, and among themselves by magnitude.
+        kept = ops.reshape(mask, (-1,)) > 0
+        magnitude = ops.where(kept, magnitude, magnitude - 2 * ops.max(magnitude) - 1)
+    size = magnitude.shape[0]
+    removed = ops.cast(ops.round(ops.cast(sparsity, "float64") * size), "int32")
+    order = ops.argsort(magnitude)
+    keep_by_rank = ops.cast(ops.arange(size, dtype="int32") >= removed, "float32")
+    flat = ops.scatter(ops.expand_dims(order, 1), keep_by_rank, (size,))
+    return ops.reshape(flat, weights.shape)
+
+
+def measure_sparsity(weights: Any) -> float:
+    """The fraction of weights that are exactly zero.
+
+    >>> measure_sparsity([0.0, 1.0, 0.0, 2.0])
+    0.5
+    """
+    values = keras.ops.convert_to_numpy(weights)
+    return float((values == 0).mean())

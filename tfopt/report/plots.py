@@ -1,0 +1,269 @@
+"""The report's plots as inline SVG: the same input gives the same bytes, in light and dark pages."""
+
+import contextlib
+import io
+import itertools
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfopt.report import labels, units
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers too. The page may replace each through
+# its CSS variable, and neutral parts take the colour of the text around the plot.
+INK = "#5c6470"
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+_IN_PAGE = {
+    INK: "currentColor",
+    BLUE: f"var(--blue, {BLUE})",
+    ORANGE: f"var(--orange, {ORANGE})",
+    GREEN: f"var(--green, {GREEN})",
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.2,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "figure.constrained_layout.use": True,
+}
+
+
+def accuracy_by_size(chain: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy against the file's size, raw and gzipped, in the chain's order.
+
+    Args:
+      chain: the report's rows.
+
+    Returns:
+      An SVG element; an empty string where no row has both.
+    """
+    series = [("file", "bytes", BLUE, "o"), ("gzipped", "gzip_bytes", ORANGE, "s")]
+    return _accuracy_plot(chain, series, "size", "kB", 1e-3)
+
+
+def accuracy_by_latency(chain: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy against median latency, with a line to the 90th percentile, in the chain's order.
+
+    Args:
+      chain: the report's rows.
+
+    Returns:
+      An SVG element; an empty string where no row has both.
+    """
+    series = [("median, line to p90", "median_ms", BLUE, "o")]
+    return _accuracy_plot(chain, series, "latency", "ms", 1.0)
+
+
+def sparsity_by_layer(sparsity: Mapping[str, float | None], target: float | None = None) -> str:
+    """One bar for each kernel, in the model's order, and a line at the target.
+
+    Args:
+      sparsity: "layer/kernel" to its fraction of zeros, in [0, 1].
+      target: the fraction asked for; None: no line.
+
+    Returns:
+      An SVG element; an empty string where there is nothing to draw.
+    """
+    if not sparsity:
+        return ""
+    names = [labels.shortened(name, 44) for name in sparsity]
+    values = [100 * (value or 0.0) for value in sparsity.values()]
+    places = range(len(names))
+    with _figure("sparsity", 0.9 + 0.24 * len(names)) as (figure, svg):
+        axes = figure.subplots()
+        axes.barh(places, values, height=0.66, color=BLUE)
+        for place, value in zip(places, sparsity.values(), strict=True):
+            axes.annotate(units.share(value), (100 * (value or 0), place), (4, 0), **_BESIDE)
+        if target is not None:
+            label = f"target {units.share(target)}"
+            axes.axvline(100 * target, color=ORANGE, linestyle=(0, (4, 3)), label=label)
+            figure.legend(loc="outside upper right")
+        axes.set(xlim=(0, 112), ylim=(len(names) - 0.4, -0.6), xticks=range(0, 101, 20), xlabel="zeros, %")
+        axes.set_yticks(places, names)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+    return svg.getvalue()
+
+
+def training_curves(histories: Sequence[tuple[str, Mapping[str, Sequence[float | None]]]]) -> str:
+    """Loss and accuracy per epoch through all training stages, their boundaries marked.
+
+    Args:
+      histories: (stage name, metric name to one number an epoch) in order.
+
+    Returns:
+      An SVG element; an empty string where no stage has a loss or an accuracy.
+    """
+    stages = [(name, {key: values for key, values in each.items() if values}) for name, each in histories]
+    stages = [(name, curves) for name, curves in stages if curves]
+    keys = list(dict.fromkeys(key for _, curves in stages for key in curves))
+    groups = {
+        "loss": [key for key in keys if key.removeprefix("val_") == "loss"],
+        "accuracy, %": [key for key in keys if "acc" in key],
+    }
+    groups = {title: members for title, members in groups.items() if members}
+    if not groups:
+        return ""
+    with _figure("training", 0.5 + 2.2 * len(groups)) as (figure, svg):
+        panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (title, members) in zip(panels, groups.items(), strict=True):
+            _curves(axes, stages, members, 100.0 if "%" in title else 1.0)
+            axes.set_ylabel(title)
+        _name_stages(panels[0], stages)
+        panels[-1].set_xlabel("epoch")
+        panels[-1].xaxis.get_major_locator().set_params(integer=True)
+    return svg.getvalue()
+
+
+_BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
+
+
+def _accuracy_plot(
+    chain: Sequence[Mapping[str, Any]],
+    series: Sequence[tuple[str, str, str, str]],
+    quantity: str,
+    unit: str,
+    scale: float,
+) -> str:
+    """Accuracy in percent over one quantity, or over several in the same unit."""
+    measured = {
+        key: [row for row in chain if row.get(key) is not None and row.get("accuracy") is not None]
+        for _, key, _, _ in series
+    }
+    if not any(measured.values()):
+        return ""
+    with _figure(quantity, 3.6) as (figure, svg):
+        axes = figure.subplots()
+        points, names = [], []
+        for label, key, colour, marker in series:
+            rows = measured[key]
+            x, y = [row[key] * scale for row in rows], [100 * row["accuracy"] for row in rows]
+            axes.plot(x, y, marker, color=colour, label=label, markersize=7, zorder=3)
+            _arrows(axes, x, y, colour)
+            if key == "median_ms":
+                ends = [max(row["median_ms"], row.get("p90_ms") or 0.0) for row in rows]
+                axes.hlines(y, x, ends, color=colour, alpha=0.5, linewidth=3)
+            points += list(zip(x, y, strict=True))
+            names += [labels.shortened(row["variant"], 30) for row in rows]
+        _set_limits(axes, points)
+        axes.set(xlabel=f"{quantity}, {unit}", ylabel="accuracy, %")
+        axes.grid()
+        figure.legend(loc="outside upper right", ncols=len(series))
+        labels.place(figure, axes, points, names)
+    return svg.getvalue()
+
+
+def _arrows(axes: "Axes", x: Sequence[float], y: Sequence[float], colour: str) -> None:
+    style = {"arrowstyle": "-|>", "color": colour, "alpha": 0.6, "shrinkA": 5, "shrinkB": 5, "linewidth": 1.2}
+    places = list(zip(x, y, strict=True))
+    for start, end in itertools.pairwise(places):
+        axes.annotate("", end, start, arrowprops=style)
+
+
+def _set_limits(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
+    """Sizes and times from zero, so that lengths compare; at least one point of accuracy in view."""
+    largest = max(x for x, _ in points)
+    accuracies = [y for _, y in points]
+    middle = (max(accuracies) + min(accuracies)) / 2
+    reach = max(0.5, 0.75 * (max(accuracies) - min(accuracies)))
+    axes.set_xlim(0, 1.15 * largest if largest > 0 else 1)
+    axes.set_ylim(middle - reach, middle + reach)
+
+
+def _curves(
+    axes: "Axes",
+    stages: Sequence[tuple[str, Mapping[str, Sequence[float | None]]]],
+    keys: list[str],
+    scale: float,
+) -> None:
+    for key in keys:
+        colour = ORANGE if key.startswith("val_") else BLUE
+        label, start = key, 0
+        for _, curves in stages:
+            values = [math.nan if value is None else scale * value for value in curves.get(key, ())]
+            epochs = [start + 1 + index for index in range(len(values))]
+            axes.plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
+            label = "_" + key if values else label
+            start += _epochs(curves)
+    axes.grid(axis="y")
+    axes.legend(loc="best", fontsize=8.5)
+
+
+def _name_stages(top: "Axes", stages: Sequence[tuple[str, Mapping[str, Sequence[float | None]]]]) -> None:
+    """The name of each stage above its first epoch, and a line before it in every panel."""
+    start = 0
+    for name, curves in stages:
+        for axes in top.figure.axes if start else ():
+            axes.axvline(start + 0.5, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+        above = (start + 0.5, 1.03)
+        top.annotate(labels.shortened(name, 24), above, xycoords=("data", "axes fraction"), fontsize=8.5)
+        start += _epochs(curves)
+    top.set_xlim(0.5, start + 0.5)
+
+
+def _epochs(curves: Mapping[str, Sequence[float | None]]) -> int:
+    return max(len(values) for values in curves.values())
+
+
+@contextlib.contextmanager
+def _figure(name: str, height: float) -> Iterator[tuple["Figure", io.StringIO]]:
+    """An empty figure to draw on; at the end the SVG element is in the buffer.
+
+    Args:
+      name: sets the plot's ids apart from those of the page's other plots.
+      height: in inches, at a width of 6.4.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    settings: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # The browser draws the text in its own font; what Matplotlib's lacks does not matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(6.4, height))
+        figure.patch.set_alpha(0)
+        yield figure, buffer
+        for axes in figure.axes:
+            axes.patch.set_alpha(0)
+        document = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(document, format="svg", metadata=nothing)
+    buffer.write(_inline(document.getvalue(), name))
+
+
+def _inline(document: str, name: str) -> str:
+    """The SVG element of an SVG file, with ids of its own and the page's colours."""
+    svg = document[document.index("<svg") :]
+    return re.sub(r"<[^>]+>", lambda tag: _tag_in_page(tag[0], name), svg)
+
+
+def _tag_in_page(tag: str, name: str) -> str:
+    tag = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", tag)
+    for colour, replacement in _IN_PAGE.items():
+        tag = tag.replace(colour, replacement)
+    return tag
