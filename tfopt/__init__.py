@@ -1,0 +1,56 @@
+"""tfopt: makes Keras 3 models smaller and faster, down to a verified LiteRT file."""
+
+from tfopt.chain import run, validate
+from tfopt.data import Data, as_data, from_arrays, from_tfds
+from tfopt.data.stage import LoadTFDS
+from tfopt.invariants import Invariant, Sparsity
+from tfopt.launch import run_recipe
+from tfopt.load import load_model
+from tfopt.measure.file import measure_tflite
+from tfopt.measure.latency import measure_latency
+from tfopt.measure.stage import Benchmark
+from tfopt.prune.callback import PruningCallback
+from tfopt.prune.stage import Prune
+from tfopt.report import Report
+from tfopt.schedules import ConstantSparsity, PolynomialDecay
+from tfopt.stage import Outcome, Stage, Work
+from tfopt.tflite.export import export_tflite
+from tfopt.tflite.stage import ExportTFLite
+from tfopt.tflite.verify import verify_tflite
+from tfopt.train import models
+from tfopt.train.fit import Cosine, Fit
+from tfopt.train.stage import Build, LoadModel, Train
+
+__all__ = [
+    "Benchmark",
+    "Build",
+    "ConstantSparsity",
+    "Cosine",
+    "Data",
+    "ExportTFLite",
+    "Fit",
+    "Invariant",
+    "LoadModel",
+    "LoadTFDS",
+    "Outcome",
+    "PolynomialDecay",
+    "Prune",
+    "PruningCallback",
+    "Report",
+    "Sparsity",
+    "Stage",
+    "Train",
+    "Work",
+    "as_data",
+    "export_tflite",
+    "from_arrays",
+    "from_tfds",
+    "load_model",
+    "measure_latency",
+    "measure_tflite",
+    "models",
+    "run",
+    "run_recipe",
+    "validate",
+    "verify_tflite",
+]

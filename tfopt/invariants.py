@@ -191,3 +191,9 @@ def from_dict(values: Mapping[str, Any]) -> Invariant:
     if values.get("kind") not in kinds:
         raise ValueError(f"unknown kind of invariant {values.get('kind')!r}; there are {', '.join(kinds)}")
     return kinds[values["kind"]](**fields)
+
+
+def measure_sparsity(model: keras.Model) -> dict[str, float]:
+    """The fraction of zeros in every kernel of a model (variables of two or more dimensions), by path."""
+    kernels = [variable for variable in model.variables if len(variable.shape) >= 2]
+    return {kernel.path: float((keras.ops.convert_to_numpy(kernel) == 0).mean()) for kernel in kernels}

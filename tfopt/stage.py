@@ -20,7 +20,7 @@ from tfopt.data import Data, as_data
 from tfopt.files import atomic_path, remove
 from tfopt.invariants import Invariant
 from tfopt.report import Report, StageEntry, describe_environment
-from tfopt.workdir import read_stage, write_stage
+from tfopt.workdir import adopt, read_stage, with_fresh_model, write_stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,20 +144,20 @@ class Stage(Config):
 
     def __call__(self, work: Work) -> Work:
         """Does the stage, checks every promise on its result, writes it, and returns the work read back."""
-        work = work.with_workdir()
+        work = adopt(work.with_workdir())
         self.validate(work)
         folder, started = self.folder(work), time.perf_counter()
         keras.utils.set_random_seed(work.seed * 1000 + work.finished)
+        before = work.model
+        # A model of its own: the stage may train it in place, and the caller's work must stay as it is.
+        work = with_fresh_model(work)
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             outcome = self.apply(work, temporary)
             after, model = outcome.work, outcome.work.model
-            changed_model = model is not None and model is not work.model
-            metrics = {"before": {}, "after": {}}
-            if work.snapshots:
-                metrics["before"] = dict(work.report.stages[-1].metrics.get("after", {}))
-            if model is not None and after.data is not None and after.trained:
-                metrics["after"] = evaluation.evaluate(model, after.data) if changed_model else metrics["before"]
+            changed_model = model is not None and (model is not work.model or bool(outcome.changed))
+            metrics = {"before": self._metrics_before(work)}
+            metrics["after"] = _metrics(after) if changed_model else metrics["before"]
             entry = StageEntry(
                 name=self.name,
                 repr=repr(self),
@@ -173,4 +173,16 @@ class Stage(Config):
             after = after.replace(report=after.report.add(entry))
             write_stage(temporary, after, save_model=changed_model)
         remove(self.partial_folder(work))
-        return read_stage(folder, after)
+        return read_stage(folder, after.replace(model=before))
+
+    def _metrics_before(self, work: Work) -> dict[str, float]:
+        for entry in reversed(work.report.stages):
+            if entry.metrics.get("after"):
+                return dict(entry.metrics["after"])
+        return _metrics(work)
+
+
+def _metrics(work: Work) -> dict[str, float]:
+    if work.model is None or work.data is None or not work.trained:
+        return {}
+    return evaluation.evaluate(work.model, work.data)

@@ -3,7 +3,6 @@
 from tfopt.data.check import check_data
 from tfopt.data.coerce import as_data
 from tfopt.data.dataset import Data, from_arrays
-from tfopt.data.stage import LoadTFDS
 from tfopt.data.tfds import from_tfds
 
-__all__ = ["Data", "LoadTFDS", "as_data", "check_data", "from_arrays", "from_tfds"]
+__all__ = ["Data", "as_data", "check_data", "from_arrays", "from_tfds"]

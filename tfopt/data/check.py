@@ -1,6 +1,7 @@
 """A look at the data before anything is trained on them."""
 
 import math
+import weakref
 from typing import Any
 
 import keras
@@ -9,6 +10,10 @@ import tensorflow as tf
 
 from tfopt.config import require
 from tfopt.data.dataset import SPLITS, Data
+
+
+# A chain checks the same data for each of its stages; they are read once.
+_checked: "weakref.WeakKeyDictionary[Data, dict[Any, dict[str, int]]]" = weakref.WeakKeyDictionary()
 
 
 def check_data(data: Data, model: keras.Model | None = None, max_examples: int = 100_000) -> dict[str, int]:
@@ -35,7 +40,12 @@ def check_data(data: Data, model: keras.Model | None = None, max_examples: int =
         classes = number_of_classes(data, model)
     elif has_integer_labels(data) and data.class_names:
         classes = len(data.class_names)
-    return {split: _check_split(data, split, classes, max_examples) for split in SPLITS}
+    known = _checked.setdefault(data, {})
+    if (classes, max_examples) not in known:
+        known[classes, max_examples] = {
+            split: _check_split(data, split, classes, max_examples) for split in SPLITS
+        }
+    return known[classes, max_examples]
 
 
 def has_integer_labels(data: Data) -> bool:

@@ -14,7 +14,8 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-@dataclasses.dataclass(frozen=True)
+# Compared and hashed by identity: datasets have no cheap equality.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Data:
     """Examples of one task, split in three, with what tfopt must know about them.
 

@@ -1,1 +1,57 @@
-pass
+"""The stage `LoadTFDS`."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+
+from tfopt.data import Data, from_tfds
+from tfopt.stage import Outcome, Stage, Work
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoadTFDS(Stage):
+    """Loads a TFDS image classification set by name; see `tfopt.data.from_tfds`.
+
+    Args:
+      dataset: its name as in `tfds.load`; "digits" ships with tfopt's dependencies.
+      data_dir: folder of the prepared sets; None: TFDS_DATA_DIR, or ~/tensorflow_datasets.
+      batch_size: examples a training step.
+      validation_fraction: share of the training split to hold out, in (0, 1).
+      value_range: what pixel values 0 and 255 become.
+      download: fetch the set where it is not on disk.
+
+    >>> LoadTFDS("cifar10", batch_size=128)
+    LoadTFDS(dataset='cifar10', batch_size=128)
+    """
+
+    dataset: str = "digits"
+    data_dir: str | os.PathLike[str] | None = None
+    batch_size: int = 64
+    validation_fraction: float = 0.1
+    value_range: tuple[float, float] = (0.0, 1.0)
+    download: bool = False
+
+    def validate(self, work: Work) -> Work:
+        """Finds the set and looks at its features."""
+        return work.replace(data=_load(self, work.seed))
+
+    def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
+        """Loads the set."""
+        data = _load(self, work.seed)
+        sizes = ", ".join(f"{size:,} {split}" for split, size in data.sizes.items())
+        return Outcome(work.replace(data=data), notes=[f"{data.name}: {sizes} examples of shape {data.input_shape}"])
+
+
+# One set is kept, so that the validation of a chain and the run after it share its cache.
+@functools.lru_cache(maxsize=1)
+def _load(stage: LoadTFDS, seed: int) -> Data:
+    return from_tfds(
+        stage.dataset,
+        stage.data_dir,
+        batch_size=stage.batch_size,
+        validation_fraction=stage.validation_fraction,
+        value_range=stage.value_range,
+        seed=seed,
+        download=stage.download,
+    )

@@ -151,8 +151,10 @@ def _tile(
 
 
 def _sentences(report: Report) -> Markup:
-    sentences = [words.summary(report.chain), *words.steps(report.chain), words.promises(report.stages)]
-    return element("ul", *(element("li", each) for each in sentences), class_="summary")
+    sentences = [words.summary(report.chain), *words.steps(report.chain)]
+    broken = any(not row["holds"] for stage in report.stages for row in stage.invariants)
+    promises = element("li", words.promises(report.stages), class_="broken" if broken else None)
+    return element("ul", *(element("li", each) for each in sentences), promises, class_="summary")
 
 
 def _plots(report: Report) -> Markup | None:

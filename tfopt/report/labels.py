@@ -24,20 +24,24 @@ _OFFSETS = [
 
 
 def shortened(name: str, length: int) -> str:
-    """A name on one line, its middle left out where it is longer than `length`.
+    """A name on one line, with a part left out where it is longer than `length`; most of its end stays.
 
     >>> shortened("block_1/conv_2/depthwise_kernel", 16)
-    'block_1/…_kernel'
+    'block…ise_kernel'
     """
     name = " ".join(name.split())
     if len(name) <= length:
         return name
-    head = length // 2
+    head = length // 3
     return f"{name[:head]}…{name[len(name) - (length - head - 1) :]}"
 
 
 def place(
-    figure: "Figure", axes: "Axes", points: Sequence[tuple[float, float]], names: Sequence[str]
+    figure: "Figure",
+    axes: "Axes",
+    points: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    colours: Sequence[str],
 ) -> None:
     """Writes each name at the first place around its point where it fits, or where it covers least.
 
@@ -46,6 +50,7 @@ def place(
       axes: the axes of the points.
       points: (x, y) in data coordinates.
       names: one for each point.
+      colours: the same.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
@@ -54,8 +59,10 @@ def place(
     renderer = FigureCanvasAgg(figure).get_renderer()
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform(list(points))]
     inside = axes.get_window_extent(renderer)
-    for point, name in zip(points, names, strict=True):
-        label = axes.annotate(name, point, (0, 0), textcoords="offset points", va="center", fontsize=9)
+    for point, name, colour in zip(points, names, colours, strict=True):
+        label = axes.annotate(
+            name, point, (0, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour
+        )
         label.set_in_layout(False)
         costs = []
         for offset in _OFFSETS:
@@ -68,7 +75,7 @@ def place(
 def _move(label: "Annotation", offset: tuple[float, float, str]) -> None:
     x, y, alignment = offset
     label.set_position((x, y))
-    label.set_horizontalalignment(alignment)
+    label.set(horizontalalignment=alignment)
 
 
 def _cost(box: "Bbox", taken: Sequence["Bbox"], inside: "Bbox") -> float:

@@ -41,7 +41,7 @@ def text(value: Any) -> str:
     a\|b \<i\> \*c\*
     """
     line = " ".join(str(value).split())
-    line = re.sub(r"([\\`*\[\]<>|&~$#]|(?<!\w)_|_(?!\w))", r"\\\1", line)
+    line = re.sub(r"([\\`*\[\]<>|&~$#]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", line)
     # A number or sign that would start a list or a rule.
     return re.sub(r"^(\d+)([.)])|^([-+=])", lambda found: f"{found[1] or ''}\\{found[2] or found[3]}", line)
 

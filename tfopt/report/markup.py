@@ -69,6 +69,6 @@ def table(
         )
         for row in rows
     ]
-    title = element("caption", caption) if caption else None
-    whole = element("table", title, element("thead", head), element("tbody", *body))
-    return element("div", whole, class_="scroll", tabindex=0)
+    whole = element("table", element("thead", head), element("tbody", *body))
+    below = element("p", caption, class_="caption") if caption else None
+    return join(element("div", whole, class_="scroll", tabindex=0), below)

@@ -61,7 +61,8 @@ def accuracy_by_size(chain: Sequence[Mapping[str, Any]]) -> str:
       An SVG element; an empty string where no row has both.
     """
     series = [("file", "bytes", BLUE, "o"), ("gzipped", "gzip_bytes", ORANGE, "s")]
-    return _accuracy_plot(chain, series, "size", "kB", 1e-3)
+    unit, scale = _unit(max((row.get("bytes") or 0 for row in chain), default=0))
+    return _accuracy_plot(chain, series, "size", unit, scale)
 
 
 def accuracy_by_latency(chain: Sequence[Mapping[str, Any]]) -> str:
@@ -89,14 +90,13 @@ def sparsity_by_layer(sparsity: Mapping[str, float | None], target: float | None
     """
     if not sparsity:
         return ""
-    names = [labels.shortened(name, 44) for name in sparsity]
-    values = [100 * (value or 0.0) for value in sparsity.values()]
+    names = [labels.shortened(name, 38) for name in sparsity]
     places = range(len(names))
-    with _figure("sparsity", 0.9 + 0.24 * len(names)) as (figure, svg):
+    with _figure("sparsity", 0.9 + 0.22 * len(names)) as (figure, svg):
         axes = figure.subplots()
-        axes.barh(places, values, height=0.66, color=BLUE)
+        axes.barh(places, [100 * (value or 0.0) for value in sparsity.values()], height=0.66, color=BLUE)
         for place, value in zip(places, sparsity.values(), strict=True):
-            axes.annotate(units.share(value), (100 * (value or 0), place), (4, 0), **_BESIDE)
+            axes.text(102, place, units.share(value), va="center", fontsize=8.5)
         if target is not None:
             label = f"target {units.share(target)}"
             axes.axvline(100 * target, color=ORANGE, linestyle=(0, (4, 3)), label=label)
@@ -128,7 +128,7 @@ def training_curves(histories: Sequence[tuple[str, Mapping[str, Sequence[float |
     groups = {title: members for title, members in groups.items() if members}
     if not groups:
         return ""
-    with _figure("training", 0.5 + 2.2 * len(groups)) as (figure, svg):
+    with _figure("training", 0.5 + 1.9 * len(groups)) as (figure, svg):
         panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, members) in zip(panels, groups.items(), strict=True):
             _curves(axes, stages, members, 100.0 if "%" in title else 1.0)
@@ -137,9 +137,6 @@ def training_curves(histories: Sequence[tuple[str, Mapping[str, Sequence[float |
         panels[-1].set_xlabel("epoch")
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
     return svg.getvalue()
-
-
-_BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
 
 
 def _accuracy_plot(
@@ -156,11 +153,13 @@ def _accuracy_plot(
     }
     if not any(measured.values()):
         return ""
-    with _figure(quantity, 3.6) as (figure, svg):
+    with _figure(quantity, 3.3) as (figure, svg):
         axes = figure.subplots()
-        points, names = [], []
+        points, names, colours = [], [], []
         for label, key, colour, marker in series:
             rows = measured[key]
+            if not rows:
+                continue
             x, y = [row[key] * scale for row in rows], [100 * row["accuracy"] for row in rows]
             axes.plot(x, y, marker, color=colour, label=label, markersize=7, zorder=3)
             _arrows(axes, x, y, colour)
@@ -169,12 +168,20 @@ def _accuracy_plot(
                 axes.hlines(y, x, ends, color=colour, alpha=0.5, linewidth=3)
             points += list(zip(x, y, strict=True))
             names += [labels.shortened(row["variant"], 30) for row in rows]
+            colours += [colour] * len(rows)
         _set_limits(axes, points)
         axes.set(xlabel=f"{quantity}, {unit}", ylabel="accuracy, %")
         axes.grid()
         figure.legend(loc="outside upper right", ncols=len(series))
-        labels.place(figure, axes, points, names)
+        labels.place(figure, axes, points, names, colours)
     return svg.getvalue()
+
+
+def _unit(largest: float) -> tuple[str, float]:
+    """The decimal unit in which a number of bytes has few digits, and its factor."""
+    if largest < 1000:
+        return "bytes", 1.0
+    return ("kB", 1e-3) if largest < 1_000_000 else ("MB", 1e-6)
 
 
 def _arrows(axes: "Axes", x: Sequence[float], y: Sequence[float], colour: str) -> None:
@@ -235,7 +242,7 @@ def _figure(name: str, height: float) -> Iterator[tuple["Figure", io.StringIO]]:
 
     Args:
       name: sets the plot's ids apart from those of the page's other plots.
-      height: in inches, at a width of 6.4.
+      height: in inches, at a width of 5.4.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -245,7 +252,7 @@ def _figure(name: str, height: float) -> Iterator[tuple["Figure", io.StringIO]]:
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # The browser draws the text in its own font; what Matplotlib's lacks does not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(6.4, height))
+        figure = Figure(figsize=(5.4, height))
         figure.patch.set_alpha(0)
         yield figure, buffer
         for axes in figure.axes:

@@ -75,7 +75,12 @@ def export_tflite(
         specs = input_specs(model)
         examples = read_examples(calibration_data, specs, calibration_examples, "train", "calibration_data")
     with tempfile.TemporaryDirectory() as folder:
-        outputs = _write_saved_model(model, folder, batch_size)
+        outputs, loops = _write_saved_model(model, folder, batch_size)
+        require(
+            not loops or quantization not in INTEGER_IO,
+            f"{model.name!r} runs a loop in {', '.join(loops)}, which cannot be calibrated for {quantization}: "
+            'build recurrent layers with unroll=True, or use quantization="dynamic"',
+        )
         content = _convert(folder, model.name, quantization, examples, float_io, batch_size, allow_flex)
     file = parse_tflite(content, str(path))
     content = _in_order(content, file, [spec.name for spec in input_specs(model)], outputs)
@@ -114,8 +119,14 @@ def _check_arguments(
     )
 
 
-def _write_saved_model(model: keras.Model, folder: str, batch_size: int | None) -> list[str]:
-    """Writes a SavedModel with a named, static signature; returns the output names in the model's order."""
+def _write_saved_model(
+    model: keras.Model, folder: str, batch_size: int | None
+) -> tuple[list[str], list[str]]:
+    """Writes a SavedModel with a named, static signature.
+
+    Returns:
+      The output names in the model's order, and the names of the loops in the graph.
+    """
     specs = input_specs(model)
     signature = [tf.TensorSpec((batch_size, *spec.shape), spec.dtype, name=spec.name) for spec in specs]
     names: list[str] = []
@@ -133,7 +144,13 @@ def _write_saved_model(model: keras.Model, folder: str, batch_size: int | None) 
     module.variables_to_save = [variable.value for variable in model.variables]
     with quiet():
         tf.saved_model.save(module, folder, signatures={"serving_default": serve})
-    return names
+    return names, _loops(serve.get_concrete_function().graph.as_graph_def())
+
+
+def _loops(graph: Any) -> list[str]:
+    """Loops of a graph: the converter's calibrator crashes the process on them."""
+    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
+    return [node.name for body in bodies for node in body if node.op in ("While", "StatelessWhile")]
 
 
 def _convert(
@@ -191,15 +208,24 @@ def _explain(message: str, name: str, quantization: str) -> Exception:
             f"{name!r} needs custom ops that LiteRT does not have: {custom.group(1).strip()}. Replace the layers "
             "that make them"
         )
+    if "TensorListReserve" in message:
+        return ValueError(
+            f"{name!r} has a recurrent layer, whose loop LiteRT runs with a static batch only: pass batch_size=1, "
+            "or build the layer with unroll=True"
+        )
     return RuntimeError(
-        f"LiteRT's converter cannot express {name!r} with quantization={quantization!r}: {message.strip()}"
+        f"LiteRT's converter cannot express {name!r} with quantization={quantization!r}: "
+        f"{message.strip()[:1000] or 'it gave no reason'}"
     )
 
 
 def _in_order(content: bytes, file: FlatBuffer, inputs: list[str], outputs: list[str]) -> bytes:
     """Puts inputs and outputs, which the converter sorts by name, into the model's order, in place."""
     signature = file.signature
-    for kind, wanted, received in (("input", inputs, signature.inputs), ("output", outputs, signature.outputs)):
+    for kind, wanted, received in (
+        ("input", inputs, signature.inputs),
+        ("output", outputs, signature.outputs),
+    ):
         require(
             sorted(wanted) == sorted(received),
             f"the converter renamed the {kind}s {', '.join(wanted)} to {', '.join(received)}: give them plain "
@@ -250,9 +276,7 @@ def _float_inside(file: FlatBuffer, float_io: bool) -> list[str]:
         allowed = edges if graph is main and operator.type in CONVERSIONS else set()
         return any(graph.tensors[i].is_float and i not in allowed for i in operator.tensors)
 
-    return [
-        f"{operator.type} ({graph.tensors[operator.outputs[0]].name})"
-        for graph in file.graphs
-        for operator in graph.operators
-        if operator.outputs and offends(graph, operator)
-    ]
+    found = [(graph, op) for graph in file.graphs for op in graph.operators if offends(graph, op)]
+    # The operators that compute are the cause, the conversions around them the consequence.
+    found.sort(key=lambda pair: pair[1].type in CONVERSIONS)
+    return [f"{op.type} ({', '.join(graph.tensors[i].name for i in op.outputs)})" for graph, op in found]

@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import struct
+from collections.abc import Iterable
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -43,7 +44,9 @@ class Quantization:
 
     def along(self, values: np.ndarray, rank: int) -> np.ndarray:
         """Shapes scales or zero points so that they broadcast against a tensor of that rank."""
-        return values if values.size == 1 else values.reshape([-1 if i == self.axis else 1 for i in range(rank)])
+        return (
+            values if values.size == 1 else values.reshape([-1 if i == self.axis else 1 for i in range(rank)])
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,6 +99,15 @@ class Tensor:
         scale = self.quantization.along(self.quantization.scales, values.ndim)
         zero = self.quantization.along(self.quantization.zero_points, values.ndim)
         return ((values.astype(np.float64) - zero) * scale).astype(np.float32)
+
+    def quantize(self, values: np.ndarray) -> np.ndarray:
+        """Real values as this tensor stores them: rounded and clipped where it is quantized."""
+        if self.quantization is None:
+            return values.astype(self.dtype, copy=False)
+        limits = np.iinfo(self.dtype)
+        scale = self.quantization.along(self.quantization.scales, values.ndim)
+        zero = self.quantization.along(self.quantization.zero_points, values.ndim)
+        return np.clip(np.rint(values / scale) + zero, limits.min, limits.max).astype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +197,7 @@ def _is_flex(operator: Operator) -> bool:
     return operator.is_custom and operator.type.startswith("Flex")
 
 
-def _once(names) -> list[str]:  # type: ignore[no-untyped-def]
+def _once(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
@@ -245,7 +257,9 @@ def _tensor(model: schema.ModelT, index: int, tensor: schema.TensorT, content: b
     quantization = None
     stored = tensor.quantization
     if stored is not None and stored.scale is not None and len(stored.scale):
-        zeros = np.zeros(len(stored.scale), np.int64) if stored.zeroPoint is None else np.array(stored.zeroPoint)
+        zeros = (
+            np.zeros(len(stored.scale), np.int64) if stored.zeroPoint is None else np.array(stored.zeroPoint)
+        )
         quantization = Quantization(np.array(stored.scale), zeros, stored.quantizedDimension)
     if data is not None and tensor.sparsity is not None:
         raise ValueError(f"the tensor {name!r} is stored in the sparse format, which tfopt does not read")

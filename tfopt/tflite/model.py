@@ -1,5 +1,6 @@
 """A Keras model seen as a function of named tensors, as a .tflite file is."""
 
+import collections
 import inspect
 import keyword
 from typing import Any
@@ -25,7 +26,7 @@ def float32_model(model: keras.Model) -> keras.Model:
             "Models of tf_keras and files of Keras 2: load them with tfopt.load_model"
         )
     require(
-        model.built and (not isinstance(model, keras.Sequential) or bool(model.inputs)),
+        model.built and (not isinstance(model, keras.Sequential) or bool(getattr(model, "inputs", None))),
         f"the model {model.name!r} is not built: give a Sequential model a keras.Input as first layer, or call "
         "the model once on a batch of data",
     )
@@ -40,12 +41,14 @@ def input_specs(model: keras.Model) -> list[InputSpec]:
     """
     if getattr(model, "inputs", None):
         specs = [
-            InputSpec(each.name, tuple(each.shape[1:]), keras.backend.standardize_dtype(each.dtype))
+            InputSpec(_layer_name(each), tuple(each.shape[1:]), keras.backend.standardize_dtype(each.dtype))
             for each in model.inputs
         ]
     else:
         shape = model.get_build_config().get("input_shape") if model.get_build_config() else None
-        is_one = isinstance(shape, tuple | list) and all(size is None or isinstance(size, int) for size in shape)
+        is_one = isinstance(shape, tuple | list) and all(
+            size is None or isinstance(size, int) for size in shape
+        )
         if not is_one:
             raise ValueError(
                 f"the subclassed model {model.name!r} ({type(model).__name__}) was built for {shape}; only "
@@ -55,7 +58,9 @@ def input_specs(model: keras.Model) -> list[InputSpec]:
         specs = [InputSpec(name, tuple(shape[1:]), keras.config.floatx())]
     for spec in specs:
         require(
-            spec.name.isidentifier() and spec.name.isascii() and not keyword.iskeyword(spec.name)
+            spec.name.isidentifier()
+            and spec.name.isascii()
+            and not keyword.iskeyword(spec.name)
             and not spec.name.startswith("_"),
             f"the input {spec.name!r} of {model.name!r} cannot be named so in a .tflite file: use letters, "
             "digits and underscores, a letter first, as in keras.Input(shape, name='image')",
@@ -75,17 +80,26 @@ def call_named(model: keras.Model, tensors: list[tf.Tensor]) -> dict[str, tf.Ten
     """
     structure = getattr(model, "input", None) if getattr(model, "inputs", None) else None
     is_nested = isinstance(structure, dict | list | tuple)
-    outputs = model(keras.tree.pack_sequence_as(structure, tensors) if is_nested else tensors[0], training=False)
+    outputs = model(
+        keras.tree.pack_sequence_as(structure, tensors) if is_nested else tensors[0], training=False
+    )
     if isinstance(outputs, dict):
         return {str(name): tensor for name, tensor in outputs.items()}
     return dict(zip(_output_names(model, outputs), keras.tree.flatten(outputs), strict=True))
 
 
 def _output_names(model: keras.Model, outputs: Any) -> list[str]:
-    count = len(keras.tree.flatten(outputs))
-    given = getattr(model, "output_names", None) or [f"output_{i}" for i in range(count)]
-    names: list[str] = []
+    if getattr(model, "outputs", None):
+        given = [_layer_name(each) for each in model.outputs]
+    else:
+        given = [f"output_{i}" for i in range(len(keras.tree.flatten(outputs)))]
+    seen: collections.Counter[str] = collections.Counter()
+    names = []
     for name in given:
-        repeated = sum(each == name or each.startswith(f"{name}_") for each in names) if name in names else 0
-        names.append(f"{name}_{repeated}" if repeated else name)
+        names.append(f"{name}_{seen[name]}" if seen[name] else name)
+        seen[name] += 1
     return names
+
+
+def _layer_name(tensor: keras.KerasTensor) -> str:
+    return tensor._keras_history.operation.name

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Holds back what Python and C++ code write to stdout and stderr; shows it on stderr if the block raises.
+    """Holds back what Python and C++ code write to stdout and stderr; adds it as a note to what the block raises.
 
     Works on file descriptors 1 and 2, so other threads are held back too for that time.
     """
@@ -21,10 +21,13 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         os.dup2(chatter.fileno(), 1)
         os.dup2(chatter.fileno(), 2)
-        failed = True
         try:
             yield
-            failed = False
+        except Exception as error:
+            sys.stderr.flush()
+            chatter.seek(0)
+            error.add_note(chatter.read().decode(errors="replace")[-10_000:])
+            raise
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -32,6 +35,3 @@ def quiet() -> Iterator[None]:
             os.dup2(saved[1], 2)
             os.close(saved[0])
             os.close(saved[1])
-            if failed:
-                chatter.seek(0)
-                sys.stderr.write(chatter.read().decode(errors="replace"))

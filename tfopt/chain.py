@@ -1,0 +1,73 @@
+"""`run`: a list of stages, validated whole, then done one by one, resuming where an earlier run stopped."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from tfopt.report import Report, describe_environment
+from tfopt.stage import Stage, Work
+from tfopt.workdir import adopt, claim, identity, locked, read_stage
+
+
+def run(stages: Sequence[Stage], work: Work, recipe: str = "") -> Work:
+    """Does the stages in order and returns the work after the last one.
+
+    The whole list is validated first. Each finished stage is kept in the workdir; the same call with the same
+    workdir goes on after the last of them, a training stage after its last finished epoch, and ends with the same
+    result. The report is written to the workdir after every stage.
+
+    Args:
+      stages: the stages in order, at least one.
+      work: model, data and workdir to begin with.
+      recipe: what the report calls this chain.
+
+    Raises:
+      TypeError: something in the list is no stage.
+      ValueError: the list cannot work, the data are unfit, or the workdir belongs to another run or is damaged.
+      RuntimeError: a promise was broken, or another process uses the workdir.
+    """
+    stages = list(stages)
+    if not stages:
+        raise ValueError("stages is empty: give at least one stage")
+    for stage in stages:
+        if not isinstance(stage, Stage):
+            hint = f": write {stage.__name__}(...)" if isinstance(stage, type) else ""
+            raise TypeError(f"a chain is a list of stages; received {stage!r} in it{hint}")
+    work = work.with_workdir().replace(report=Report(recipe, describe_environment()))
+    assert work.workdir is not None
+    with locked(work.workdir):
+        if work.model is not None:
+            work.need_model()
+        mine = identity(recipe, stages, work)
+        claim(work.workdir, mine)
+        work = adopt(work)
+        validate(stages, work)
+        for index, stage in enumerate(stages):
+            folder = stage.folder(work)
+            if folder.exists():
+                work = read_stage(folder, stage.validate(work))
+            else:
+                with _named(index, stages):
+                    work = stage(work)
+            work.report.write(work.workdir)
+    return work
+
+
+def validate(stages: Sequence[Stage], work: Work) -> Work:
+    """Checks the whole list, and the data against the model, without training; returns the work to expect.
+
+    Raises:
+      Whatever is wrong, with the number of the stage and its repr added to the error.
+    """
+    for index, stage in enumerate(stages):
+        with _named(index, stages):
+            work = stage.validate(work)
+    return work
+
+
+@contextlib.contextmanager
+def _named(index: int, stages: Sequence[Stage]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in stage {index + 1} of {len(stages)}: {stages[index]!r}")
+        raise

@@ -1,0 +1,108 @@
+"""The stage `ExportTFLite`."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from tfopt import invariants
+from tfopt.config import require
+from tfopt.stage import Outcome, Stage, Work
+from tfopt.tflite.export import INTEGER_IO, QUANTIZATIONS, export_tflite
+from tfopt.tflite.verify import verify_tflite
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ExportTFLite(Stage):
+    """Writes the model as a .tflite file, and compares the file with the model on the test split.
+
+    Args:
+      quantization: "none", "float16", "dynamic", "int8" or "int16x8".
+      float_io: float32 inputs and outputs for int8 and int16x8 files.
+      batch_size: static batch size of the file, at least 1; None: dynamic.
+      allow_flex: permit operators that need TensorFlow's Flex delegate.
+      calibration_examples: training examples that show the range of each activation, at least 1.
+      max_drop: how much of the metric the file may lose against the model, as a fraction; more is an error.
+
+    Raises:
+      ValueError: for values out of range.
+
+    >>> ExportTFLite("float16")
+    ExportTFLite(quantization='float16')
+    """
+
+    quantization: Any = "int8"
+    float_io: bool = False
+    batch_size: int | None = 1
+    allow_flex: bool = False
+    calibration_examples: int = 300
+    max_drop: float = 0.05
+
+    def __post_init__(self) -> None:
+        require(
+            self.quantization in QUANTIZATIONS,
+            f"quantization must be one of {', '.join(QUANTIZATIONS)}, received {self.quantization!r}",
+        )
+        require(
+            self.calibration_examples >= 1,
+            f"calibration_examples must be at least 1, received {self.calibration_examples!r}",
+        )
+
+    def validate(self, work: Work) -> Work:
+        """Checks that there is a trained model, and data to calibrate and to compare with."""
+        model = work.need_model()
+        require(
+            work.trained,
+            f"the model {model.name!r} is not trained when {self.name} comes: put Train before it",
+        )
+        require(
+            work.data is not None,
+            f"{self.name} needs data, to compare the file with the model"
+            + (f" and to calibrate {self.quantization}" if self.quantization in INTEGER_IO else "")
+            + ": pass Work(data=...), or put LoadTFDS before it",
+        )
+        return work
+
+    def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
+        """Exports, checks the promises in the file, and verifies it."""
+        model, data = work.need_model(), work.need_data()
+        path = folder / "model.tflite"
+        measured = export_tflite(
+            model,
+            path,
+            self.quantization,
+            data if self.quantization in INTEGER_IO else None,
+            self.float_io,
+            self.batch_size,
+            self.allow_flex,
+            self.calibration_examples,
+        )
+        invariants.check_tflite(path, model, work.invariants)
+        parity = verify_tflite(model, path, data, max_examples=data.sizes["test"])
+        self._check_drop(parity)
+        artefact = {
+            **measured.to_dict(),
+            "path": str(self.folder(work) / path.name),
+            "quantization": self.quantization,
+            "accuracy": parity.tflite_metric,
+            "parity": parity.to_dict(),
+        }
+        report = dataclasses.replace(work.report, artefacts={**work.report.artefacts, "tflite": artefact})
+        notes = [
+            f"{self.quantization} file of {measured.bytes:,} bytes ({measured.gzip_bytes:,} after gzip), "
+            f"{measured.total_sparsity:.1%} of its weights zero; argmax equal to the model's on "
+            f"{parity.argmax_agreement:.2%} of {parity.examples:,} test examples"
+        ]
+        return Outcome(work.replace(report=report), notes=notes)
+
+    def _check_drop(self, parity: Any) -> None:
+        if parity.metric != "accuracy" or parity.keras_metric is None:
+            return
+        drop = parity.keras_metric - parity.tflite_metric
+        if drop > self.max_drop:
+            culprit = parity.first_divergent_layer
+            raise RuntimeError(
+                f"the {self.quantization} file loses {drop:.3f} of accuracy against the model "
+                f"({parity.tflite_metric:.3f} for {parity.keras_metric:.3f}), more than max_drop={self.max_drop}"
+                + (f"; the first layer that differs is {culprit!r}" if culprit else "")
+                + ". Calibrate with more examples, quantize less, or train with quantization in mind"
+            )

@@ -1,0 +1,230 @@
+"""Proof that a .tflite file computes what its Keras model computes."""
+
+import dataclasses
+import os
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfopt.config import require
+from tfopt.measure.file import weight_tensors
+from tfopt.record import Record
+from tfopt.tflite.examples import Examples, read_examples
+from tfopt.tflite.flatbuffer import FlatBuffer, Tensor, read_tflite
+from tfopt.tflite.layers import LayerError, compare_layers
+from tfopt.tflite.metric import choose_metric, decisions
+from tfopt.tflite.model import call_named, float32_model, input_specs, static_batch
+from tfopt.tflite.run import predict_tflite
+
+# Relative RMS error of a layer above which it counts as divergent, by the kind of file: several times what
+# sound conversions of convolutional and dense networks showed.
+TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "dynamic": 0.1, "int16x8": 0.05, "int8": 0.2}
+
+_KERAS_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification(Record):
+    """What `verify_tflite` found.
+
+    Args:
+      examples: how many were compared.
+      argmax_agreement: fraction of decisions that agree, in [0, 1]: the argmax over the last axis of the first
+        output, or for one unit with a binary task which side of the threshold it is on; None where the task
+        has no decisions.
+      max_lsb: largest |keras - file| over all outputs, in quantization steps (scales) of the file's output;
+        Keras' values are not rounded first. None if any output is float: floats have no common step.
+      mean_lsb: its mean.
+      max_abs_error: largest |keras - file| over all outputs, in the model's units.
+      metric: name of the task metric on the first output: "accuracy" (integer or one-hot labels),
+        "binary_accuracy" (one unit, or several with a binary loss) or "mean_absolute_error" (all others; the
+        compiled loss decides, else labels and outputs); None without labels.
+      keras_metric: of the Keras model, in float32.
+      tflite_metric: of the file.
+      tolerance: relative RMS error above which a layer counts as divergent.
+      first_divergent_layer: the first in graph order above the tolerance, or None.
+      layers: errors of all layers whose output is found in the file, in graph order.
+    """
+
+    examples: int
+    argmax_agreement: float | None
+    max_lsb: float | None
+    mean_lsb: float | None
+    max_abs_error: float
+    metric: str | None
+    keras_metric: float | None
+    tflite_metric: float | None
+    tolerance: float
+    first_divergent_layer: str | None
+    layers: list[LayerError]
+
+
+def verify_tflite(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    data: Any,
+    max_examples: int = 1000,
+    split: str = "test",
+    tolerance: float | None = None,
+    layer_examples: int = 8,
+    use_xnnpack: bool = True,
+) -> Verification:
+    """Compares a .tflite file with the Keras model it was made from, as a whole and layer by layer.
+
+    The layers are compared on LiteRT's built-in kernels, which alone keep the tensors between operators.
+
+    Args:
+      model: the Keras model; compared in float32 whatever its dtype policy.
+      path: the file.
+      data: examples as for `export_tflite`, with labels where the metric is wanted: (x, y).
+      max_examples: the first so many are used, at least 1.
+      split: of data with `batches(split)`.
+      tolerance: relative RMS error of a layer, above 0; None: by the file's number formats, see `TOLERANCES`.
+      layer_examples: examples for the comparison by layer, at least 1.
+      use_xnnpack: run the whole file on XNNPACK as phones do, else on the built-in kernels.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: file, model and data do not fit each other, or the file is damaged.
+
+    >>> import tempfile, tfopt.tflite.export as export
+    >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "m.tflite")
+    ...     _ = export.export_tflite(model, path)
+    ...     verify_tflite(model, path, np.eye(4)).argmax_agreement
+    1.0
+    """
+    require(layer_examples >= 1, f"layer_examples must be at least 1, received {layer_examples!r}")
+    require(tolerance is None or tolerance > 0, f"tolerance must be above 0, received {tolerance!r}")
+    file = read_tflite(path)
+    loss = model.loss if isinstance(model, keras.Model) and model.compiled else None
+    model = float32_model(model)
+    examples = read_examples(data, input_specs(model), max_examples, split, "data")
+    expected = _predict(model, examples)
+    _check_fit(model, file, examples, expected)
+    received = predict_tflite(path, examples.inputs, use_xnnpack)
+    if not isinstance(received, dict):
+        received = {name: received for name in file.outputs}
+    tolerance = TOLERANCES[kind_of_file(file)] if tolerance is None else tolerance
+    few = {name: values[:layer_examples] for name, values in examples.inputs.items()}
+    layers = compare_layers(model, file, few, tolerance)
+    divergent = [layer.name for layer in layers if layer.error > tolerance]
+    return Verification(
+        examples=len(examples),
+        **_task(loss, expected, received, examples.labels),
+        **_differences(file, expected, received),
+        tolerance=tolerance,
+        first_divergent_layer=divergent[0] if divergent else None,
+        layers=layers,
+    )
+
+
+def kind_of_file(file: FlatBuffer) -> str:
+    """How a file computes: "float32", "float16", "dynamic", "int8" or "int16x8", from its tensors."""
+    main = file.graphs[0]
+    activations = {
+        main.tensors[i].dtype for op in main.operators for i in op.outputs if _is_quantized(main.tensors[i])
+    }
+    weights = {weight.tensor.dtype for weight in weight_tensors(file)}
+    if "int16" in activations:
+        return "int16x8"
+    if activations & {"int8", "uint8"}:
+        return "int8"
+    if weights & {"int8", "int4"}:
+        return "dynamic"
+    return "float16" if "float16" in weights else "float32"
+
+
+def _is_quantized(tensor: Tensor) -> bool:
+    return tensor.quantization is not None
+
+
+def _predict(model: keras.Model, examples: Examples) -> dict[str, np.ndarray]:
+    size = static_batch(model) or _KERAS_BATCH
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(examples), size):
+        rows = np.arange(start, min(start + size, len(examples)))
+        full = np.resize(rows, size) if static_batch(model) else rows
+        tensors = [keras.ops.convert_to_tensor(values[full]) for values in examples.inputs.values()]
+        outputs = call_named(model, tensors)
+        parts.append({name: np.asarray(values)[: len(rows)] for name, values in outputs.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _check_fit(
+    model: keras.Model, file: FlatBuffer, examples: Examples, expected: dict[str, np.ndarray]
+) -> None:
+    for kind, wanted, received in (
+        ("inputs", examples.inputs, file.inputs),
+        ("outputs", expected, file.outputs),
+    ):
+        require(
+            sorted(wanted) == sorted(received),
+            f"the model {model.name!r} has the {kind} {', '.join(wanted)}, the file {file.path} has "
+            f"{', '.join(received)}: it was exported from another model",
+        )
+        for name, values in wanted.items():
+            shape = received[name].shape
+            fits = len(shape) == values.ndim and all(
+                a in (-1, b) for a, b in zip(shape[1:], values.shape[1:], strict=True)
+            )
+            require(
+                fits,
+                f"{name!r} has shape {values.shape} in the model {model.name!r}, {shape} in the file {file.path}: "
+                "it was exported from another model",
+            )
+
+
+def _differences(
+    file: FlatBuffer, expected: dict[str, np.ndarray], received: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    differences = {
+        name: np.abs(values.astype(np.float64) - received[name]).ravel() for name, values in expected.items()
+    }
+    largest = max(float(values.max()) for values in differences.values())
+    scales = {name: tensor.quantization for name, tensor in file.outputs.items()}
+    if any(scale is None for scale in scales.values()):
+        return {"max_abs_error": largest, "max_lsb": None, "mean_lsb": None}
+    steps = np.concatenate(
+        [
+            values / scale.scales[0]
+            for name, values in differences.items()
+            if (scale := scales[name]) is not None
+        ]
+    )
+    return {"max_abs_error": largest, "max_lsb": float(steps.max()), "mean_lsb": float(steps.mean())}
+
+
+def _task(
+    loss: Any, expected: dict[str, np.ndarray], received: dict[str, np.ndarray], labels: Any
+) -> dict[str, Any]:
+    """Metric and decisions on the first output."""
+    name = next(iter(expected))
+    ours, theirs = expected[name], received[name]
+    first_labels, first_loss = _first(labels, name), _first(loss, name)
+    metric = choose_metric(first_loss, first_labels, ours)
+    result: dict[str, Any] = {
+        "argmax_agreement": None,
+        "metric": None,
+        "keras_metric": None,
+        "tflite_metric": None,
+    }
+    chosen, agreeing = decisions(metric, ours), decisions(metric, theirs)
+    if chosen is not None and agreeing is not None:
+        result["argmax_agreement"] = float(np.mean(chosen == agreeing))
+    if first_labels is not None and metric is not None:
+        result["metric"] = metric.name
+        result["keras_metric"] = metric.measure(first_labels, ours)
+        result["tflite_metric"] = metric.measure(first_labels, theirs)
+    return result
+
+
+def _first(values: Any, name: str) -> Any:
+    """What belongs to the first output, of labels or losses given for each output."""
+    if isinstance(values, dict):
+        return values.get(name, next(iter(values.values())))
+    if isinstance(values, list | tuple):
+        return values[0]
+    return values

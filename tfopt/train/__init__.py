@@ -1,0 +1,1 @@
+"""Training: how a stage trains, resumes and computes."""

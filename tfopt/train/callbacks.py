@@ -1,0 +1,170 @@
+"""Callbacks of tfopt's own training: guard, early stopping, progress, checkpoint."""
+
+import math
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from tfopt.train.checkpoint import read_checkpoint, write_checkpoint
+
+
+class Resumable(Protocol):
+    """A callback whose state goes into the checkpoint."""
+
+    def state(self) -> Mapping[str, np.ndarray]: ...
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
+
+
+class NanGuard(keras.callbacks.Callback):
+    """Ends training with an error that names the first step whose loss was no finite number."""
+
+    # Lets Keras hand over the logs from a thread, without a halt of the training loop at each step.
+    async_safe = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._first_bad: int | None = None
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Notes the step if the running loss of the epoch is not finite any more."""
+        if logs and not math.isfinite(logs["loss"]):
+            with self._lock:
+                self._first_bad = min(batch, batch if self._first_bad is None else self._first_bad)
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Raises where a step went wrong."""
+        if self._first_bad is not None:
+            steps = self.params.get("steps") or 0
+            raise FloatingPointError(
+                f"the loss is not a finite number any more: first at step {self._first_bad + 1} of epoch {epoch + 1} "
+                f"(step {epoch * steps + self._first_bad + 1} of training). Lower the learning rate, look for "
+                "extreme inputs, or clip the gradients; nothing was saved of this epoch"
+            )
+
+
+class StopEarly(keras.callbacks.Callback):
+    """Stops when val_loss did not fall for `patience` epochs and takes the best weights back; can resume."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__()
+        self.patience = patience
+        self.best = math.inf
+        self.best_epoch = -1
+        self.stopped = False
+        self._best_weights: list[np.ndarray] = []
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Keeps the weights of the best epoch; stops when it is too long ago."""
+        loss = (logs or {})["val_loss"]
+        if loss < self.best:
+            self.best, self.best_epoch = loss, epoch
+            self._best_weights = self.model.get_weights()
+        elif epoch - self.best_epoch >= self.patience:
+            self.stopped = self.model.stop_training = True
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Takes the best weights back."""
+        self.take_best(self.model)
+
+    def take_best(self, model: keras.Model) -> None:
+        """Sets the weights of the best epoch."""
+        if self._best_weights:
+            model.set_weights(self._best_weights)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Best loss, its epoch and weights, and whether training is over."""
+        weights = {f"weight{index}": value for index, value in enumerate(self._best_weights)}
+        return {"summary": np.array([self.best, self.best_epoch, self.stopped], "float64"), **weights}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """The reverse of `state`."""
+        best, epoch, stopped = state["summary"].tolist()
+        self.best, self.best_epoch, self.stopped = best, int(epoch), bool(stopped)
+        self._best_weights = [state[f"weight{index}"] for index in range(len(state) - 1)]
+
+
+class Advance(keras.callbacks.Callback):
+    """Moves a progress bar on at each step, and shows the metrics of the last epoch."""
+
+    async_safe = True
+
+    def __init__(self, bar: Any, first_epoch: int, steps: int) -> None:
+        super().__init__()
+        self._bar, self._steps = bar, steps
+        self._epoch = first_epoch
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Notes the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Moves the bar on."""
+        self._bar.update(self._epoch * self._steps + batch + 1)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Shows the metrics."""
+        shown = {key: value for key, value in (logs or {}).items() if key in ("loss", "val_accuracy")}
+        text = " ".join(f"{key} {value:.3f}" for key, value in shown.items())
+        self._bar.update((epoch + 1) * self._steps, text)
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Writes all that training needs to go on after each epoch, and takes it up again.
+
+    Args:
+      path: the checkpoint's file.
+      parts: callbacks with a state of their own.
+    """
+
+    def __init__(self, path: pathlib.Path, parts: Sequence[Resumable] = ()) -> None:
+        super().__init__()
+        self.path, self.parts = path, tuple(parts)
+        self.history: dict[str, list[float]] = {}
+        self.epochs_done = 0
+
+    def resume(self, model: keras.Model) -> None:
+        """Restores the model, its optimizer and the parts from the file, where there is one."""
+        saved = read_checkpoint(self.path)
+        if saved is None:
+            return
+        arrays, self.history, self.epochs_done = saved
+        variables = self._variables(model)
+        missing = set(variables) - set(arrays)
+        if missing:
+            raise ValueError(
+                f"{self.path} is a checkpoint of another model: it has no {', '.join(sorted(missing)[:3])}; delete "
+                "it to start this stage again"
+            )
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+        for index, part in enumerate(self.parts):
+            prefix = f"part/{index}/"
+            part.restore(
+                {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+            )
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Writes the checkpoint."""
+        self.epochs_done = epoch + 1
+        for key, value in (logs or {}).items():
+            self.history.setdefault(key, []).append(float(value))
+        arrays = {
+            name: keras.ops.convert_to_numpy(variable) for name, variable in self._variables(self.model).items()
+        }
+        for index, part in enumerate(self.parts):
+            arrays.update({f"part/{index}/{key}": value for key, value in part.state().items()})
+        write_checkpoint(self.path, arrays, self.history, self.epochs_done)
+
+    @staticmethod
+    def _variables(model: keras.Model) -> dict[str, Any]:
+        # By position, not by path: paths of optimizer variables need not be unique. Seed generators are among
+        # the model's variables.
+        groups = {"model": model.variables, "optimizer": model.optimizer.variables}
+        return {f"{key}/{index}": each for key, group in groups.items() for index, each in enumerate(group)}

@@ -1,0 +1,159 @@
+"""`Fit`: how a stage trains."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt.config import Config, require, require_fraction
+from tfopt.data import Data
+from tfopt.data.check import has_integer_labels
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Cosine(Config):
+    """A learning rate that rises during a warm-up and then falls along half a cosine to the end of training.
+
+    Args:
+      peak: the highest learning rate, above 0.
+      warmup: share of the steps spent rising from 0, in [0, 1).
+      final: share of the peak that is left at the end, in [0, 1].
+
+    Source: Loshchilov and Hutter, SGDR, 2017, arXiv:1608.03983, equation 5.
+
+    >>> float(Cosine(peak=0.1).over(100)(100))
+    0.0
+    """
+
+    peak: float = 1e-3
+    warmup: float = 0.0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.peak > 0, f"peak must be above 0, received {self.peak!r}")
+        require_fraction("warmup", self.warmup)
+        require_fraction("final", self.final, one=True)
+
+    def over(self, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+        """The schedule for a training of so many optimizer steps."""
+        rising = int(self.warmup * steps)
+        return keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0 if rising else self.peak,
+            decay_steps=max(1, steps - rising),
+            alpha=self.final,
+            warmup_target=self.peak if rising else None,
+            warmup_steps=rising,
+        )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Fit(Config):
+    """How a stage trains: shared by `Train`, `Prune` and every other stage with epochs.
+
+    Args:
+      learning_rate: a number above 0, or a `Cosine`.
+      optimizer: a Keras optimizer by name.
+      precision: "float32", "mixed_bfloat16" or "mixed_float16"; the model comes back in float32.
+      jit_compile: compile the step with XLA; None: only where there is an accelerator. On CPUs XLA was 6 to 20
+        times slower.
+      steps_per_execution: training steps in one call of the compiled function, at least 1.
+      early_stopping: epochs without a lower val_loss before training stops and the best weights are taken; None:
+        never.
+      class_weight: weight of each class by its label; "balanced": the inverse of its frequency. Weights of single
+        examples are the third part of the data.
+      tensorboard: write TensorBoard logs to the workdir (extra `tensorboard`).
+
+    Raises:
+      ValueError: for a value that does not exist or is out of range.
+      ModuleNotFoundError: TensorBoard is asked for and not installed.
+    """
+
+    learning_rate: float | Cosine = 1e-3
+    optimizer: str = "adam"
+    precision: str = "float32"
+    jit_compile: bool | None = None
+    steps_per_execution: int = 1
+    early_stopping: int | None = None
+    class_weight: Mapping[int, float] | str | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        require(
+            isinstance(rate, Cosine) or (isinstance(rate, int | float) and rate > 0),
+            f"learning_rate must be a number above 0 or a Cosine, received {rate!r}",
+        )
+        require(
+            self.precision in PRECISIONS,
+            f"precision must be one of {', '.join(PRECISIONS)}, received {self.precision!r}",
+        )
+        require(
+            self.steps_per_execution >= 1,
+            f"steps_per_execution must be at least 1, received {self.steps_per_execution}",
+        )
+        require(
+            self.early_stopping is None or self.early_stopping >= 1,
+            f"early_stopping must be None or a number of epochs from 1, received {self.early_stopping!r}",
+        )
+        require(
+            not isinstance(self.class_weight, str) or self.class_weight == "balanced",
+            f'class_weight must be a dict, "balanced" or None, received {self.class_weight!r}',
+        )
+        # Keras raises with the list of its optimizers where the name is none of them.
+        keras.optimizers.get(self.optimizer)
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ModuleNotFoundError(
+                "tensorboard=True needs the package tensorboard: pip install 'tfopt[tensorboard]'"
+            )
+
+    def make_optimizer(self, steps: int) -> keras.optimizers.Optimizer:
+        """A new optimizer for a training of so many steps."""
+        rate = self.learning_rate
+        optimizer = keras.optimizers.get(self.optimizer)
+        config = optimizer.get_config()
+        config["learning_rate"] = rate.over(steps) if isinstance(rate, Cosine) else rate
+        return type(optimizer).from_config(config)
+
+    def uses_xla(self) -> bool:
+        """Whether the step is compiled with XLA on this machine."""
+        if self.jit_compile is not None:
+            return self.jit_compile
+        return bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
+
+    def class_weights(self, data: Data) -> dict[int, float] | None:
+        """The weight of each class for these data.
+
+        Raises:
+          ValueError: the targets are not integer labels, or a class has no weight.
+        """
+        if self.class_weight is None:
+            return None
+        require(
+            has_integer_labels(data), f"class_weight needs integer labels; the data give {data.element_spec[1]}"
+        )
+        labels = np.concatenate([np.ravel(batch[1].numpy()) for batch in data.batches("train")])
+        classes, counts = np.unique(labels, return_counts=True)
+        if self.class_weight == "balanced":
+            weights = len(labels) / (len(classes) * counts)
+            return dict(zip(classes.tolist(), weights.tolist(), strict=True))
+        assert isinstance(self.class_weight, Mapping)
+        missing = sorted(set(classes.tolist()) - set(self.class_weight))
+        require(not missing, f"class_weight has no weight for the classes {missing}")
+        return {int(label): float(weight) for label, weight in self.class_weight.items()}
+
+
+def check_training(model: Any, epochs: int, fit: Fit) -> None:
+    """Raises where a model cannot be trained as `fit` says."""
+    require(
+        isinstance(epochs, int) and epochs >= 1, f"epochs must be a whole number from 1, received {epochs!r}"
+    )
+    require(
+        bool(model.trainable_variables),
+        f"the model {model.name!r} has nothing to train: all of its layers are frozen (set trainable = True)",
+    )

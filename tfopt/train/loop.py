@@ -1,0 +1,90 @@
+"""One training, the same for every stage that trains: promises kept, guarded, resumable."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfopt.data import Data
+from tfopt.invariants import Invariant, keeping
+from tfopt.progress import progress_bar
+from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
+from tfopt.train.fit import Fit
+from tfopt.train.precision import computes_in, to_policy
+from tfopt.train.task import task_of
+
+
+def train(
+    model: keras.Model,
+    data: Data,
+    epochs: int,
+    fit: Fit,
+    *,
+    folder: pathlib.Path,
+    label: str,
+    keep: Sequence[Invariant] = (),
+    callbacks: Sequence[Any] = (),
+) -> tuple[keras.Model, dict[str, list[float]]]:
+    """Trains a model; goes on from the last finished epoch where `folder` holds a checkpoint.
+
+    Args:
+      model: a built Keras model; it is trained in place, except where another precision asks for a copy.
+      data: what to train on; the validation split is evaluated after each epoch.
+      epochs: passes over the training split, at least 1.
+      fit: how to train.
+      folder: where the checkpoint goes.
+      label: what the progress bar is called.
+      keep: promises to hold at every step.
+      callbacks: further Keras callbacks with `state()` and `restore(state)`.
+
+    Returns:
+      The trained model in float32, and the metrics by epoch.
+    """
+    task, steps = task_of(model, data), data.steps_per_epoch
+    keeps_precision = fit.precision == "float32" and computes_in(model, "float32")
+    trainee = model if keeps_precision else to_policy(model, fit.precision)
+    optimizer = fit.make_optimizer(epochs * steps)
+    with keeping(trainee, keep):
+        task.compile(
+            trainee,
+            optimizer=optimizer,
+            jit_compile=fit.uses_xla(),
+            steps_per_execution=fit.steps_per_execution,
+        )
+        trainee.optimizer.build(trainee.trainable_variables)
+        stop = [StopEarly(fit.early_stopping)] if fit.early_stopping else []
+        checkpoint = Checkpoint(folder / "checkpoint.npz", [*callbacks, *stop])
+        checkpoint.resume(trainee)
+        first = checkpoint.epochs_done
+        over = any(each.stopped for each in stop)
+        with progress_bar(label, epochs * steps) as bar:
+            bar.update(first * steps, f"continued after epoch {first}" if first else None)
+            if first < epochs and not over:
+                boards = [keras.callbacks.TensorBoard(str(folder.parent / "tensorboard" / label))]
+                trainee.fit(
+                    data.training_batches(first),
+                    epochs=epochs,
+                    initial_epoch=first,
+                    steps_per_epoch=steps,
+                    validation_data=data.validation,
+                    class_weight=fit.class_weights(data),
+                    shuffle=False,
+                    verbose=0,
+                    # The guard before the checkpoint: an epoch that went wrong is never saved.
+                    callbacks=[
+                        NanGuard(),
+                        *callbacks,
+                        *stop,
+                        checkpoint,
+                        Advance(bar, first, steps),
+                        *(boards if fit.tensorboard else []),
+                    ],
+                )
+            else:
+                for each in stop:
+                    each.take_best(trainee)
+    trained = trainee if trainee is model else to_policy(trainee, "float32")
+    # A fresh optimizer: the state of the used one would triple the size of the model's file.
+    task.compile(trained, optimizer=fit.make_optimizer(epochs * steps), jit_compile=fit.uses_xla())
+    return trained, checkpoint.history

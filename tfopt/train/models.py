@@ -1,0 +1,90 @@
+"""Small, efficient architectures, each a function of the input's shape and the number of classes."""
+
+import keras
+from keras import layers
+
+
+# Keras' 0.99 wants thousands of steps before inference sees the statistics that training does.
+_MOMENTUM = 0.9
+
+
+def _conv_bn_relu(x: object, filters: int, name: str, *, kernel: int = 3, strides: int = 1) -> object:
+    x = layers.Conv2D(filters, kernel, strides, padding="same", use_bias=False, name=f"{name}_conv")(x)
+    x = layers.BatchNormalization(momentum=_MOMENTUM, name=f"{name}_bn")(x)
+    return layers.ReLU(name=f"{name}_relu")(x)
+
+
+def cnn(input_shape: tuple[int, ...], classes: int, filters: int = 32, dense: int = 64) -> keras.Model:
+    """Two convolutions and two dense layers, for small images.
+
+    Args:
+      input_shape: height, width, channels.
+      classes: outputs, with softmax.
+      filters: of the first convolution; the second has twice as many.
+      dense: units of the hidden dense layer.
+
+    >>> cnn((8, 8, 1), 10).count_params()
+    85386
+    """
+    inputs = keras.Input(input_shape, name="image")
+    x = _conv_bn_relu(inputs, filters, "block1")
+    x = layers.MaxPooling2D(name="pool")(x)
+    x = _conv_bn_relu(x, 2 * filters, "block2")
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(dense, activation="relu", name="hidden")(x)
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="cnn")
+
+
+def ds_cnn(input_shape: tuple[int, ...], classes: int, filters: int = 64, blocks: int = 4) -> keras.Model:
+    """A convolution and depthwise separable blocks.
+
+    Args:
+      input_shape: height, width, channels.
+      classes: outputs, with softmax.
+      filters: of every convolution.
+      blocks: depthwise separable blocks, the second of them with stride 2.
+
+    Source: Zhang et al., Hello Edge, 2017, arXiv:1711.07128, section 4.5.
+
+    >>> ds_cnn((28, 28, 1), 10).count_params()
+    22666
+    """
+    inputs = keras.Input(input_shape, name="image")
+    x = _conv_bn_relu(inputs, filters, "stem", strides=2)
+    for index in range(1, blocks + 1):
+        name, strides = f"block{index}", 2 if index == 2 else 1
+        x = layers.DepthwiseConv2D(3, strides, padding="same", use_bias=False, name=f"{name}_depthwise")(x)
+        x = layers.BatchNormalization(momentum=_MOMENTUM, name=f"{name}_depthwise_bn")(x)
+        x = layers.ReLU(name=f"{name}_depthwise_relu")(x)
+        x = _conv_bn_relu(x, filters, name, kernel=1)
+    x = layers.GlobalAveragePooling2D(name="average")(x)
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="ds_cnn")
+
+
+def resnet8(input_shape: tuple[int, ...], classes: int, filters: int = 16) -> keras.Model:
+    """A ResNet of three residual stacks, as in MLPerf Tiny's image classification.
+
+    Args:
+      input_shape: height, width, channels.
+      classes: outputs, with softmax.
+      filters: of the first stack; each further one has twice as many at half the resolution.
+
+    Source: He et al., Deep Residual Learning, 2016, arXiv:1512.03385; Banbury et al., MLPerf Tiny, 2021,
+    arXiv:2106.07597.
+
+    >>> resnet8((32, 32, 3), 10).count_params()
+    78330
+    """
+    inputs = keras.Input(input_shape, name="image")
+    x = _conv_bn_relu(inputs, filters, "stem")
+    for index in range(1, 4):
+        name, width, strides = f"stack{index}", filters * 2 ** (index - 1), 1 if index == 1 else 2
+        y = _conv_bn_relu(x, width, f"{name}_a", strides=strides)
+        y = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"{name}_b_conv")(y)
+        y = layers.BatchNormalization(momentum=_MOMENTUM, name=f"{name}_b_bn")(y)
+        if index > 1:
+            x = layers.Conv2D(width, 1, strides, padding="same", name=f"{name}_shortcut")(x)
+        x = layers.Add(name=f"{name}_add")([x, y])
+        x = layers.ReLU(name=f"{name}_relu")(x)
+    x = layers.GlobalAveragePooling2D(name="average")(x)
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="resnet8")

@@ -1,0 +1,123 @@
+"""The stages `Build`, `LoadModel` and `Train`."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from tfopt.config import require
+from tfopt.data.check import check_data
+from tfopt.stage import Outcome, Stage, Work
+from tfopt.train.fit import Fit, check_training
+from tfopt.train.loop import train
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Build(Stage):
+    """Makes a new, untrained model for the data: `factory(input_shape, classes, **options)`.
+
+    Args:
+      factory: a function such as `tfopt.models.ds_cnn`.
+      options: further arguments for it.
+
+    >>> from tfopt.train import models
+    >>> Build(models.ds_cnn, {"filters": 16})
+    Build(factory=tfopt.train.models.ds_cnn, options={'filters': 16})
+    """
+
+    factory: Callable[..., keras.Model]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def validate(self, work: Work) -> Work:
+        """Builds the model once, to see that it can be built."""
+        return work.replace(model=self._build(work), trained=False)
+
+    def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
+        """Builds the model."""
+        model = self._build(work)
+        note = f"{model.name}: {model.count_params():,} parameters, not trained yet"
+        return Outcome(work.replace(model=model, trained=False), notes=[note])
+
+    def _build(self, work: Work) -> keras.Model:
+        data = work.need_data()
+        require(
+            isinstance(data.input_shape, tuple) and bool(data.class_names),
+            f"Build makes classifiers of one input; the data {data.name!r} have input_shape={data.input_shape} and "
+            f"{len(data.class_names)} class names: pass a model of your own in Work(model=...), or class_names in Data",
+        )
+        model = self.factory(data.input_shape, len(data.class_names), **self.options)
+        if not isinstance(model, keras.Model):
+            raise TypeError(f"the factory must return a keras.Model, it returned {type(model).__name__}")
+        return model
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoadModel(Stage):
+    """Starts from a trained model in a file: whatever `tfopt.load_model` reads.
+
+    Args:
+      path: a .keras or .h5 file, or a SavedModel folder; Keras 2 or 3.
+    """
+
+    path: str | os.PathLike[str]
+
+    def validate(self, work: Work) -> Work:
+        """Loads the model once, to see that it can be loaded."""
+        return work.replace(model=self._load(), trained=True)
+
+    def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
+        """Loads the model."""
+        model = self._load()
+        return Outcome(work.replace(model=model, trained=True), notes=[f"{model.name} from {self.path}"])
+
+    def _load(self) -> keras.Model:
+        from tfopt.load import load_model
+
+        return load_model(self.path)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Train(Stage):
+    """Trains the model; goes on from the last finished epoch after an interruption.
+
+    The loss is the model's own where it is compiled, else that of the data's kind of task.
+
+    Args:
+      epochs: passes over the training split, at least 1.
+      fit: optimizer, learning rate, precision, XLA, early stopping, class weights.
+
+    >>> Train(epochs=3, fit=Fit(learning_rate=0.01))
+    Train(epochs=3, fit=Fit(learning_rate=0.01))
+    """
+
+    epochs: int = 5
+    fit: Fit = Fit()
+
+    def validate(self, work: Work) -> Work:
+        """Checks the model and the data."""
+        validate_training(work, self.epochs, self.fit)
+        return work.replace(trained=True)
+
+    def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
+        """Trains."""
+        model, history = train(
+            work.need_model(),
+            work.need_data(),
+            self.epochs,
+            self.fit,
+            folder=self.partial_folder(work),
+            label=self.name,
+            keep=work.invariants,
+        )
+        changed = [layer.name for layer in model.layers if layer.trainable_variables]
+        return Outcome(work.replace(model=model, trained=True), changed=changed, history=history)
+
+
+def validate_training(work: Work, epochs: int, fit: Fit) -> None:
+    """Checks that `fit` can train the work's model on its data; used by every stage that trains."""
+    model, data = work.need_model(), work.need_data()
+    check_training(model, epochs, fit)
+    check_data(data, model)

@@ -1,0 +1,79 @@
+"""What a model is trained for: loss and metrics from the data, unless the model was compiled with its own."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfopt.data import Data
+from tfopt.data.check import has_integer_labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Loss and metrics, as `model.compile` takes them."""
+
+    loss: Any
+    metrics: Any
+    weighted_metrics: Any = None
+    loss_weights: Any = None
+
+    def compile(self, model: keras.Model, **options: Any) -> None:
+        """Compiles the model for this task."""
+        model.compile(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, **options)
+
+
+def task_of(model: keras.Model, data: Data) -> Task:
+    """The model's own loss and metrics where it is compiled, else those of the data's kind of task.
+
+    Integer labels: cross-entropy and accuracy, binary for a single output unit. Float targets as wide as the
+    output of a softmax: categorical cross-entropy. Other float targets: mean squared and absolute error.
+
+    Raises:
+      ValueError: several outputs without a loss, or labels that do not fit the output.
+    """
+    if model.compiled:
+        config = model.get_compile_config()
+        if config is None or config.get("loss") is None:
+            raise ValueError(
+                f"the model {model.name!r} is compiled with a loss that cannot be written down (received "
+                f"{getattr(model, 'loss', None)!r}): use a Keras loss by name or object, or register your own "
+                "with @keras.saving.register_keras_serializable"
+            )
+        restored = {
+            key: keras.saving.deserialize_keras_object(config.get(key))
+            for key in ("loss", "metrics", "weighted_metrics", "loss_weights")
+        }
+        return Task(**restored)
+    if not isinstance(model.output_shape, tuple):
+        raise ValueError(
+            f"the model {model.name!r} has several outputs, so its loss cannot be guessed: call "
+            "model.compile(loss=...) before handing it to tfopt"
+        )
+    units = model.output_shape[-1]
+    if has_integer_labels(data):
+        if units == 1:
+            logits = not _ends_with(model, keras.activations.sigmoid)
+            return Task(
+                keras.losses.BinaryCrossentropy(from_logits=logits),
+                [keras.metrics.BinaryAccuracy("accuracy", threshold=0.0 if logits else 0.5)],
+            )
+        logits = not _is_distribution(model, data)
+        return Task(keras.losses.SparseCategoricalCrossentropy(from_logits=logits), ["accuracy"])
+    target = data.element_spec[1]
+    if tuple(target.shape[1:]) == (units,) and _is_distribution(model, data):
+        return Task(keras.losses.CategoricalCrossentropy(), ["accuracy"])
+    return Task("mean_squared_error", ["mean_absolute_error"])
+
+
+def _ends_with(model: keras.Model, activation: Any) -> bool:
+    last = model.layers[-1]
+    return getattr(last, "activation", None) is activation
+
+
+def _is_distribution(model: keras.Model, data: Data) -> bool:
+    """Whether outputs are probabilities, seen on a batch: however the model computes its softmax."""
+    x = next(iter(data.batches("validation")))[0]
+    outputs = keras.ops.convert_to_numpy(model(x, training=False)).astype("float64")
+    return bool((outputs >= 0).all() and np.allclose(outputs.sum(-1), 1, atol=1e-2))
