@@ -13,12 +13,12 @@ import tfopt
 def stages(
     dataset: str = "digits",
     data_dir: str | None = None,
-    epochs: int = 12,
-    prune_epochs: int = 12,
+    epochs: int = 15,
+    prune_epochs: int = 25,
     sparsity: float = 0.8,
     batch_size: int = 32,
     learning_rate: float = 2e-3,
-    filters: int = 32,
+    filters: int = 64,
     precision: str = "float32",
     quantization: str = "int8",
 ) -> Sequence[tfopt.Stage]:
@@ -38,7 +38,7 @@ def stages(
     """
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size),
-        tfopt.Build(tfopt.models.cnn, {"filters": filters}),
+        tfopt.Build(tfopt.models.cnn, {"filters": filters, "shift": 0.1}),
         tfopt.Train(epochs, fit=tfopt.Fit(tfopt.Cosine(learning_rate), precision=precision)),
         tfopt.Prune(sparsity, prune_epochs, fit=tfopt.Fit(tfopt.Cosine(learning_rate / 2), precision=precision)),
         tfopt.ExportTFLite(quantization),

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 
 from tfopt.files import Path
-from tfopt.load.safety import refuse_code, refuse_unknown, unknown_in_compile_config
-from tfopt.load.source import Source, examine
+from tfopt.load.safety import refuse_code, refuse_unknown
+from tfopt.load.source import Source, examine, named_as
 
 __all__ = ["load_model"]
 
@@ -19,15 +19,22 @@ def load_model(
     """Loads a saved model of Keras 2 or Keras 3 as a Keras 3 model.
 
     It takes `.keras` and `.h5` files of both, `.keras` files that are HDF5 inside, and SavedModel folders
-    that Keras 2 wrote; the content decides, not the suffix. Keras 2 files are read by tf_keras, rebuilt layer by
-    layer, and compared with tf_keras on a random batch: outputs agree to 1e-5. Names stay as they are, except
-    that "/" in them becomes "_"; weights and trainable flags stay. What the model was compiled with stays for
-    Keras 3 files; a model from a Keras 2 file is not compiled.
+    that Keras 2 wrote; the content decides, not the suffix. Keras 2 files are read by tf_keras, rebuilt
+    layer by layer, and compared with tf_keras on a random batch: outputs agree to 1e-5 of their largest
+    value, or of 1 if that is larger (masked steps aside; 2e-3 and 2e-2 where layers compute in float16 and
+    bfloat16).
+
+    Names stay, except that "/" becomes "_" and inputs given as a dict are named as its keys; weights and
+    trainable flags stay. What a model was compiled with stays for Keras 3 files; from a Keras 2 file the
+    model is not compiled. A SavedModel without Keras layers (model.export, plain TensorFlow) is refused:
+    it holds compiled functions only.
 
     Args:
       path: the file, or the folder of a SavedModel.
       custom_objects: name to class or function, written for Keras 3, of what is not Keras' own. What is
-        registered with `keras.saving.register_keras_serializable` need not be given.
+        registered with `keras.saving.register_keras_serializable` need not be given. A SavedModel holds what
+        a custom layer computed, and the given class is compared with it; the other formats hold only its
+        config and weights, so that there the class is taken at its word.
       safe_mode: whether to refuse marshalled Python code (Lambda layers). Set to False only if you trust the
         origin of the file: its code could do anything on this machine.
 
@@ -61,20 +68,26 @@ def _check_custom_objects(custom_objects: Mapping[str, Any]) -> None:
     for name, each in custom_objects.items():
         if isinstance(each, type) and any(base.__module__.startswith("tf_keras.") for base in each.__mro__):
             raise TypeError(
-                f"custom_objects[{name!r}] is a class of tf_keras (Keras 2), but the loaded model is a Keras 3 "
-                "model: give the same class written with `import keras`"
+                f"custom_objects[{name!r}] is a class of tf_keras (Keras 2), but the loaded model is a Keras "
+                "3 model: give the same class written with `import keras`"
             )
 
 
 def _load_keras3(source: Source, custom_objects: dict[str, Any], safe_mode: bool) -> keras.Model:
-    from tfopt.load.legacy import suffixed
-
-    unknown = unknown_in_compile_config(source, custom_objects)
-    if unknown:
-        warnings.warn(
-            f"{source.path} was compiled with {', '.join(unknown)}, which is not in custom_objects: the model is "
-            "loaded uncompiled",
-            stacklevel=3,
-        )
-    with suffixed(source.path, ".keras" if source.format == "zip" else ".h5") as path:
-        return keras.saving.load_model(path, custom_objects, compile=not unknown, safe_mode=safe_mode)
+    with named_as(source) as path:
+        try:
+            return keras.saving.load_model(path, custom_objects, compile=True, safe_mode=safe_mode)
+        except OSError as error:
+            raise ValueError(
+                f"{source.path} is damaged or truncated: {error}. Save or copy it again"
+            ) from error
+        except (TypeError, ValueError) as error:
+            if source.compile_config is None:
+                raise
+            model = keras.saving.load_model(path, custom_objects, compile=False, safe_mode=safe_mode)
+            warnings.warn(
+                f"{source.path} is loaded uncompiled: what it was compiled with cannot be restored "
+                f"({error}). Pass its own losses and metrics in custom_objects, or compile the model",
+                stacklevel=3,
+            )
+            return model

@@ -9,11 +9,15 @@ import numpy as np
 
 from tfopt.load.safety import lookup
 
-# Arguments of Keras 2 that Keras 3 does not have, and that change nothing in what a layer computes.
+# Arguments of Keras 2 that Keras 3 does not have, and that change nothing in what a layer computes; whether
+# it is trainable is set with the weights.
 _IDLE = {
     "batch_input_shape", "input_length", "implementation", "fused", "query_shape", "key_shape", "value_shape",
-    "build_input_shape", "vocabulary_size", "has_input_vocabulary",
+    "build_input_shape", "rng_type", "force_generator", "trainable",
+    "vocabulary_size", "has_input_vocabulary",
 }  # fmt: skip
+# What tf_keras writes for the kernel of a separable convolution and never uses: it has two kernels.
+_IDLE_IN_SEPARABLE = {"kernel_initializer", "kernel_regularizer", "kernel_constraint"}
 _RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}, "ThresholdedReLU": {"theta": "threshold"}}
 _CLASSES = {"ThresholdedReLU": "ReLU", "SyncBatchNormalization": "BatchNormalization"}
 
@@ -59,7 +63,9 @@ def convert_layer(
     try:
         return cls(**config)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"Keras 3 cannot make the {name} {layer.name!r}: {error}. Its config: {config}") from error
+        raise ValueError(
+            f"Keras 3 cannot make the {name} {layer.name!r}: {error}. Its config: {config}"
+        ) from error
 
 
 def custom_class(layer: Any, custom_objects: Mapping[str, Any]) -> type[keras.layers.Layer] | None:
@@ -74,7 +80,7 @@ def _config(layer: Any, name: str, cls: type, convert: Callable[[Any], Any]) -> 
     config = {}
     for key, value in layer.get_config().items():
         key = _RENAMED.get(name, {}).get(key, key)
-        if key in _IDLE:
+        if key in _IDLE or (name.startswith("Separable") and key in _IDLE_IN_SEPARABLE):
             continue
         if key not in accepted:
             if value in (None, False) or (key, value) == ("groups", 1):
@@ -94,8 +100,12 @@ def _config(layer: Any, name: str, cls: type, convert: Callable[[Any], Any]) -> 
         config["cells"] = [convert(cell) for cell in layer.cells]
     if "axis" in config and "BatchNormalization" in name and isinstance(config["axis"], list):
         if len(config["axis"]) != 1:
-            raise ValueError(f"the BatchNormalization {layer.name!r} has axes {config['axis']}; Keras 3 takes one")
+            raise ValueError(
+                f"the BatchNormalization {layer.name!r} has axes {config['axis']}; Keras 3 takes one"
+            )
         config["axis"] = config["axis"][0]
+    if hasattr(layer, "get_vocabulary"):  # In the config only when it was given there, not when adapted.
+        config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
     if name == "SyncBatchNormalization":
         config["synchronized"] = True
     config["dtype"] = layer.dtype_policy.name
@@ -103,14 +113,24 @@ def _config(layer: Any, name: str, cls: type, convert: Callable[[Any], Any]) -> 
 
 
 def _arguments(cls: type) -> set[str]:
-    inits = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
-    return {name for init in inits for name in inspect.signature(init).parameters}
+    """The names that a class takes: its own, and those of its bases as long as it passes on **kwargs."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters
+            names |= set(parameters)
+            if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+                break
+    return names
 
 
 def _plain(value: Any) -> Any:
     """Without the wrappers that tf_keras puts around lists and dicts, and without NumPy scalars."""
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        plain = {key: _plain(each) for key, each in value.items()}
+        if str(plain.get("module")).startswith("tensorflow."):  # tf.constant_initializer and its like.
+            plain["module"] = "keras.initializers"
+        return plain
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     return value.item() if isinstance(value, np.generic) or getattr(value, "shape", None) == () else value
@@ -124,7 +144,11 @@ def _activation(function: Any, convert: Callable[[Any], Any]) -> Any:
     name = getattr(function, "__name__", "")
     if function is tf_keras.activations.hard_sigmoid:
         return hard_sigmoid
-    return getattr(keras.activations, name) if getattr(tf_keras.activations, name, None) is function else function
+    return (
+        getattr(keras.activations, name)
+        if getattr(tf_keras.activations, name, None) is function
+        else function
+    )
 
 
 def _convert_lambda(layer: Any, new_name: str) -> keras.layers.Lambda:

@@ -1,10 +1,6 @@
 """Reads Keras 2 files with tf_keras, which stays apart from Keras 3."""
 
-import contextlib
-import os
-import pathlib
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -12,11 +8,9 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.saving import serialization_lib
 
-from tfopt.load.convert import Conversion
-from tfopt.load.source import Source
-from tfopt.load.verify import verify
-
-_SUFFIX = {"zip": ".keras", "hdf5": ".h5", "saved_model": ""}
+from tfopt.load.convert import convert_model
+from tfopt.load.source import Source, named_as
+from tfopt.load.verify import difference
 
 
 def load_legacy(source: Source, custom_objects: Mapping[str, Any], safe_mode: bool) -> keras.Model:
@@ -27,15 +21,20 @@ def load_legacy(source: Source, custom_objects: Mapping[str, Any], safe_mode: bo
       RuntimeError: when the outputs differ from those of tf_keras.
     """
     reference = read(source, custom_objects, safe_mode)
-    conversion = Conversion(custom_objects)
     with keras.saving.custom_object_scope(dict(custom_objects)):
         try:
-            model = conversion.convert(reference)
-            conversion.copy_weights()
+            conversion = convert_model(reference, custom_objects)
+            found = difference(reference, conversion)
+            if found and any(
+                getattr(old, "_keras_mask", None) is not None for _, old, _ in conversion.tensors
+            ):
+                conversion = convert_model(reference, custom_objects, explicit_masks=True)
+                found = difference(reference, conversion)
         except ValueError as error:
             raise ValueError(f"{source.path}: {error}") from error
-        verify(reference, model, conversion)
-    return model
+    if found:
+        raise RuntimeError(f"{source.path}: {found}")
+    return conversion.model
 
 
 def read(source: Source, custom_objects: Mapping[str, Any], safe_mode: bool) -> tf_keras.Model:
@@ -50,26 +49,16 @@ def read(source: Source, custom_objects: Mapping[str, Any], safe_mode: bool) -> 
     if source.format == "saved_model":
         objects = {name: each for name, each in objects.items() if not isinstance(each, type)}
     scope = tf_keras.saving.custom_object_scope(objects)
-    with suffixed(source.path, _SUFFIX[source.format]) as path, scope, serialization_lib.SafeModeScope(safe_mode):
+    with named_as(source) as path, scope, serialization_lib.SafeModeScope(safe_mode):
         try:
             options = {"safe_mode": safe_mode} if source.format == "zip" else {}
             return tf_keras.saving.load_model(path, compile=False, **options)
-        except (OSError, tf.errors.OpError) as error:
-            raise ValueError(f"{source.path} is damaged or truncated: {error}. Save or copy it again") from error
+        except (OSError, IndexError, tf.errors.OpError) as error:
+            raise ValueError(
+                f"{source.path} is damaged or truncated: {error}. Save or copy it again"
+            ) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{source.path}: tf_keras cannot load it: {error}") from error
-
-
-@contextlib.contextmanager
-def suffixed(path: pathlib.Path, suffix: str) -> Iterator[str]:
-    """The path under a name with the suffix of its format: both Keras go by the suffix, not the content."""
-    if not suffix or path.name.endswith(suffix):
-        yield os.fspath(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        link = pathlib.Path(folder, f"model{suffix}")
-        link.symlink_to(path.absolute())
-        yield os.fspath(link)
 
 
 def adapter(name: str, cls: type[keras.layers.Layer]) -> type[tf_keras.layers.Layer]:
@@ -79,13 +68,19 @@ def adapter(name: str, cls: type[keras.layers.Layer]) -> type[tf_keras.layers.La
         keras3_name = name
 
         def __init__(self, **config: Any):
-            known = {key: config.pop(key) for key in ("name", "trainable", "dtype", "batch_input_shape") if key in config}
+            known = {
+                key: config.pop(key)
+                for key in ("name", "trainable", "dtype", "batch_input_shape")
+                if key in config
+            }
             super().__init__(**known)
             object.__setattr__(self, "_config3", config)
             object.__setattr__(self, "_layer3", cls.from_config({**config, "dtype": self.dtype_policy.name}))
 
         def build(self, input_shape: Any) -> None:
-            self._layer3(tf.nest.map_structure(lambda shape: keras.Input(batch_shape=tuple(shape)), input_shape))
+            self._layer3(
+                tf.nest.map_structure(lambda shape: keras.Input(batch_shape=tuple(shape)), input_shape)
+            )
             self._trainable_weights += [weight.value for weight in self._layer3.trainable_weights]
             self._non_trainable_weights += [weight.value for weight in self._layer3.non_trainable_weights]
             super().build(input_shape)

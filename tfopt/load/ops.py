@@ -4,7 +4,6 @@ Each function here has the parameter names of the TensorFlow one. Shapes are pla
 the size is not known before the model runs.
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +107,9 @@ def _transpose(a: Any, perm: Any = None, conjugate: bool = False) -> Any:
     return ops.transpose(a, None if perm is None else [int(axis) for axis in perm])
 
 
-def _gather(params: Any, indices: Any, validate_indices: Any = None, axis: Any = None, batch_dims: int = 0) -> Any:
+def _gather(
+    params: Any, indices: Any, validate_indices: Any = None, axis: Any = None, batch_dims: int = 0
+) -> Any:
     if batch_dims:
         raise ValueError(f"gather with batch_dims={batch_dims} has no counterpart")
     return ops.take(params, indices, axis=int(axis or 0))
@@ -124,7 +125,9 @@ def _one_hot(
 ) -> Any:
     if on_value not in (None, 1, 1.0) or off_value not in (None, 0, 0.0):
         raise ValueError("one_hot with values other than 0 and 1 has no counterpart")
-    return ops.one_hot(indices, int(depth), axis=-1 if axis is None else axis, dtype=_dtype(dtype or "float32"))
+    return ops.one_hot(
+        indices, int(depth), axis=-1 if axis is None else axis, dtype=_dtype(dtype or "float32")
+    )
 
 
 def _resize(
@@ -196,7 +199,9 @@ OPS: dict[str, Op] = {
 }
 OPS |= {f"math.{name}": _binary(op) for name, op in _BINARY.items()}
 OPS |= {f"math.reduce_{name}": _reduce(op) for name, op in _REDUCE.items()}
-OPS |= {f"keras.backend.{name}": _backend_reduce(_REDUCE[name]) for name in ("sum", "mean", "max", "min", "prod")}
+OPS |= {
+    f"keras.backend.{name}": _backend_reduce(_REDUCE[name]) for name in ("sum", "mean", "max", "min", "prod")
+}
 OPS |= {
     "__operators__.add": _binary(ops.add),
     "__operators__.eq": _binary(ops.equal),
@@ -259,13 +264,20 @@ OPS |= {
     "keras.backend.clip": lambda x, min_value, max_value: ops.clip(x, min_value, max_value),
 }
 
-_ARITHMETIC = {
-    "math.add": operator.add, "__operators__.add": operator.add, "math.subtract": operator.sub,
-    "math.multiply": operator.mul, "compat.v1.floor_div": operator.floordiv, "math.floordiv": operator.floordiv,
-    "math.floormod": operator.mod, "stack": lambda values, axis=0: tuple(values),
+# On plain sizes, before any tensor is involved.
+_SIZE_OPS: dict[str, Op] = {
+    "math.add": lambda x, y: x + y,
+    "__operators__.add": lambda x, y: x + y,
+    "math.subtract": lambda x, y: x - y,
+    "math.multiply": lambda x, y: x * y,
+    "compat.v1.floor_div": lambda x, y: x // y,
+    "math.floordiv": lambda x, y: x // y,
+    "math.floormod": lambda x, y: x % y,
+    "__operators__.getitem": _getitem,
+    "stack": lambda values, axis=0: tuple(values),
     "concat": lambda values, axis: tuple(size for value in values for size in value),
-    "__operators__.getitem": _getitem, "cast": lambda x, dtype: x,
-}  # fmt: skip
+    "cast": lambda x, dtype: x,
+}
 
 
 def apply_op(symbol: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -287,9 +299,10 @@ def apply_op(symbol: str, args: Any, kwargs: dict[str, Any]) -> Any:
     """
     kwargs = {key: value for key, value in kwargs.items() if key != "name"}
     symbolic = any(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten((args, kwargs)))
-    if symbol not in (OPS if symbolic else _ARITHMETIC):
+    table = OPS if symbolic else _SIZE_OPS
+    if symbol not in table:
         raise ValueError(f"tf.{symbol} has no counterpart" + ("" if symbolic else " for sizes of shapes"))
     try:
-        return (OPS if symbolic else _ARITHMETIC)[symbol](*args, **kwargs)
+        return table[symbol](*args, **kwargs)
     except TypeError as error:
         raise ValueError(f"tf.{symbol} with these arguments has no counterpart ({error})") from error

@@ -1,5 +1,6 @@
 """Refuses what a saved model must not bring along, from its configs alone, before anything is built."""
 
+import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,15 @@ from tfopt.load.ops import OPS
 from tfopt.load.saved_model import side_effects
 from tfopt.load.source import Source
 
+_UNEXPORTED = (
+    "Functional",
+    "ConvLSTMCell",
+    "PolicyV1",
+    "TensorShape",
+    "TypeSpec",
+    "DTypePolicy",
+    "DTypePolicyMap",
+)
 _COMPILED = ("compile_config", "training_config")
 
 
@@ -23,14 +33,14 @@ def refuse_code(source: Source) -> None:
             key.endswith("_type") and value == "lambda" for key, value in entry.items()
         ):
             raise ValueError(
-                f"{source.path}: the layer {owner!r} holds marshalled Python code (a Lambda), which could do "
-                "anything on this machine. Replace it by an own layer class or keras.ops in the code that made "
-                "the model; or, only if you trust the file's origin, load it with safe_mode=False"
+                f"{source.path}: the layer {owner!r} holds marshalled Python code (a Lambda), which could "
+                "do anything on this machine. Replace it by an own layer class or keras.ops in the code that "
+                "made the model; or, only if you trust the file's origin, load it with safe_mode=False"
             )
     if source.format == "saved_model" and (found := side_effects(source.path)):
         raise ValueError(
-            f"{source.path}: its graph has the operations {', '.join(sorted(found))}, which touch files or call "
-            "Python. Only if you trust its origin, load it with safe_mode=False"
+            f"{source.path}: its graph has the operations {', '.join(sorted(found))}, which touch files or "
+            "call Python. Only if you trust its origin, load it with safe_mode=False"
         )
 
 
@@ -46,27 +56,27 @@ def refuse_unknown(source: Source, custom_objects: Mapping[str, Any]) -> None:
         name = _name(entry)
         if name is None or name.startswith("__") or lookup(entry, custom_objects) is not None:
             continue
+        if name == "TensorFlowOpLayer":
+            raise ValueError(
+                f"{source.path}: the layer {owner!r} is an operation as TensorFlow 2.0 to 2.3 recorded it, "
+                "which is not supported. Build the model from its code with a newer TensorFlow, load the "
+                "weights, and save it again"
+            )
         if name in ("TFOpLambda", "SlicingOpLambda"):
             symbol = entry["config"].get("function")
             if symbol not in OPS:
-                raise ValueError(f"{source.path}: the layer {owner!r} calls tf.{symbol}, which has no counterpart "
-                                 "in keras.ops known here. Replace it in the code that made the model by a layer "
-                                 "or another operation, and save it again")  # fmt: skip
+                raise ValueError(
+                    f"{source.path}: the layer {owner!r} calls tf.{symbol}, which has no counterpart in "
+                    "keras.ops known here. Replace it in the code that made the model by a layer or another "
+                    "operation, and save it again"
+                )
         elif not _is_builtin(entry, name, source.legacy):
-            kind = "calls the function" if entry["class_name"] == "function" else "needs the class"
+            what = "calls the function" if entry["class_name"] == "function" else "needs the class"
+            given = f"custom_objects={{{name!r}: {name.split('>')[-1]}}}"
             raise ValueError(
-                f"{source.path}: the layer {owner!r} {kind} {name!r}, which is neither Keras' own nor registered. "
-                f"Pass it, written for Keras 3: load_model(path, custom_objects={{{name!r}: {name.split('>')[-1]}}})"
+                f"{source.path}: the layer {owner!r} {what} {name!r}, which is neither Keras' own nor "
+                f"registered. Pass it, written for Keras 3: load_model(path, {given})"
             )
-
-
-def unknown_in_compile_config(source: Source, custom_objects: Mapping[str, Any]) -> list[str]:
-    """Names of losses, metrics or optimizers that a Keras 3 model was compiled with and that are not known."""
-    return [
-        name
-        for _, entry in _entries(source.compile_config)
-        if (name := _name(entry)) and lookup(entry, custom_objects) is None and not _is_builtin(entry, name, False)
-    ]
 
 
 def lookup(entry: Mapping[str, Any], custom_objects: Mapping[str, Any]) -> Any:
@@ -101,16 +111,24 @@ def _name(entry: Mapping[str, Any]) -> str | None:
 
 
 def _is_builtin(entry: Mapping[str, Any], name: str, legacy: bool) -> bool:
-    module = entry.get("module")
-    if not legacy:
-        return module is None and "module" not in entry or str(module).split(".")[0] in ("keras", "builtins")
-    if module is not None and module.split(".")[0] not in ("keras", "tf_keras", "builtins"):
+    """Whether a serialized object is Keras' own; the module that it claims is compared, never imported."""
+    claimed = entry.get("module", "keras")
+    package = claimed.split(".")[0] if isinstance(claimed, str) else "" if not legacy else "keras"
+    own = ("keras", "builtins", "tf_keras", "tensorflow") if legacy else ("keras", "builtins")
+    if package not in own:
         return False
-    import tf_keras
-
-    places = (
-        tf_keras.layers, tf_keras.models, tf_keras.initializers, tf_keras.regularizers, tf_keras.constraints,
-        tf_keras.activations, tf_keras.mixed_precision, tf_keras.layers.experimental.preprocessing,
-        tf_keras.layers.experimental,
-    )  # fmt: skip
-    return name in ("Functional", "PolicyV1", "TensorShape", "TypeSpec") or any(hasattr(at, name) for at in places)
+    if not legacy and package == "keras" and "module" in entry:
+        return True  # Keras 3 looks there itself, and refuses what is not a layer or the like.
+    root: Any = importlib.import_module("tf_keras") if legacy else keras
+    places = [
+        root.layers,
+        root.models,
+        root.initializers,
+        root.regularizers,
+        root.constraints,
+        root.activations,
+    ]
+    if legacy:
+        experimental = root.layers.experimental
+        places += [root.mixed_precision, experimental, experimental.preprocessing]
+    return name in _UNEXPORTED or any(hasattr(place, name) for place in places)

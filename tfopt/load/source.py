@@ -1,11 +1,14 @@
 """What kind of file a path is, who wrote it, and the configs in it; nothing of it is run."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import os
 import pathlib
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import h5py
@@ -14,19 +17,22 @@ from tfopt.files import Path
 from tfopt.record import Record
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_NOT_KERAS = (
-    (".tflite", b"TFL3", "a LiteRT (TFLite) file, whose layers were compiled away. Load the Keras model that it "
-     "was made from, or run it with ai_edge_litert.interpreter.Interpreter"),
-    (".onnx", b"pytorch", "an ONNX file. Load the Keras model that it was made from, or convert it first"),
-    (".pt", b"\x80\x02", "a PyTorch file. Rebuild the model in Keras and set its weights, or convert it first"),
-    (".pth", b"\x80\x02", "a PyTorch file. Rebuild the model in Keras and set its weights, or convert it first"),
-    (".safetensors", b"{", "a file of weights without layers. Build the model in code and set its weights"),
-    (".index", b"", "a checkpoint: weights without layers. Build the model in code, then model.load_weights"),
-    (".json", b"{", "an architecture without weights. Use keras.models.model_from_json and load the weights"),
-    ("", b"version https://git-lfs", "a Git LFS pointer, not the file itself. Fetch it with git lfs pull"),
-    ("", b"<!DOCTYPE", "a web page, probably an error page saved by a download. Download the file again"),
-    ("", b"<html", "a web page, probably an error page saved by a download. Download the file again"),
-)  # fmt: skip
+_OTHER_SUFFIXES = {
+    ".tflite": "a LiteRT (TFLite) file, whose layers were compiled away. Load the Keras model that it was "
+    "made from, or run it with ai_edge_litert.interpreter.Interpreter",
+    ".onnx": "an ONNX file. Load the Keras model that it was made from, or rebuild it in Keras",
+    ".pt": "a PyTorch file. Rebuild the model in Keras and set its weights",
+    ".safetensors": "a file of weights without layers. Build the model in code and set its weights",
+    ".index": "a checkpoint: weights without layers. Build the model in code, then restore them with "
+    "tf.train.Checkpoint(model=model).read(path)",
+    ".json": "an architecture without weights. Use keras.models.model_from_json, then load the weights",
+}
+_OTHER_SUFFIXES[".pth"] = _OTHER_SUFFIXES[".pt"]
+_OTHER_CONTENTS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself. Fetch it with git lfs pull",
+    b"<!doctype": "a web page, probably an error page that a download saved. Download the file again",
+    b"<html": "a web page, probably an error page that a download saved. Download the file again",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +82,29 @@ def examine(path: Path) -> Source:
     raise ValueError(f"{path} is {_what(path, head)}")
 
 
+@contextlib.contextmanager
+def named_as(source: Source) -> Iterator[str]:
+    """The path under a name with the suffix of its format: both Keras go by the suffix, not the content."""
+    suffix = {"zip": ".keras", "hdf5": ".h5", "saved_model": ""}[source.format]
+    if source.path.name.endswith(suffix):
+        yield os.fspath(source.path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = pathlib.Path(folder, f"model{suffix}")
+        link.symlink_to(source.path.absolute())
+        yield os.fspath(link)
+
+
 def _what(path: pathlib.Path, head: bytes) -> str:
-    suffix = path.suffix.lower()
-    for known_suffix, magic, what in _NOT_KERAS:
-        by_content = magic and (head.startswith(magic) or (magic == b"TFL3" and head[4:8] == magic))
-        if (suffix == known_suffix) if known_suffix and suffix != ".keras" and not by_content else by_content:
-            if known_suffix in ("", ".tflite") or suffix == known_suffix:
-                return what
-    size = path.stat().st_size
-    return (
-        f"no Keras model: it starts with {head[:8]!r} ({size:,} bytes). Expected a .keras or .h5 file, or the "
-        "folder of a SavedModel. If it was one, it is damaged: save or copy it again"
+    """What a file is that is no Keras model, and what to do."""
+    for magic, what in _OTHER_CONTENTS.items():
+        if head.lower().startswith(magic):
+            return what
+    suffix = ".tflite" if head[4:8] == b"TFL3" else path.suffix.lower()
+    return _OTHER_SUFFIXES.get(
+        suffix,
+        f"no Keras model: it starts with {head[:8]!r} ({path.stat().st_size:,} bytes). Expected a .keras or "
+        ".h5 file, or the folder of a SavedModel. If it was one, it is damaged: save or copy it again",
     )
 
 
@@ -105,7 +123,8 @@ def _nearest(path: pathlib.Path) -> str:
 
 def _damaged(path: pathlib.Path, how: object) -> ValueError:
     return ValueError(
-        f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): {how}. Save, copy or download it again"
+        f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): {how}. Save, copy or download it "
+        "again"
     )
 
 
@@ -124,7 +143,7 @@ def _examine_zip(path: pathlib.Path) -> Source:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if any(name.endswith("data.pkl") for name in names):
-                raise ValueError(f"{path} is {dict((s, w) for s, _, w in _NOT_KERAS)['.pt']}")
+                raise ValueError(f"{path} is {_OTHER_SUFFIXES['.pt']}")
             if not {"config.json", "metadata.json"} & set(names):
                 raise ValueError(
                     f"{path} is a zip file, but no .keras file: it holds no config.json but "
@@ -154,10 +173,12 @@ def _examine_hdf5(path: pathlib.Path) -> Source:
         if "layer_names" in attributes or {"layers", "_layer_checkpoint_dependencies", "vars"} & groups:
             raise ValueError(
                 f"{path} holds weights only, no layers: build the model in code, then "
-                f"model.load_weights({os.fspath(path)!r}). To have both in one file use model.save('name.keras')"
+                f"model.load_weights({os.fspath(path)!r}). To have both in one file, model.save('name.keras')"
             )
-        raise ValueError(f"{path} is an HDF5 file, but no Keras model: it has no model_config. It holds "
-                         f"{', '.join(sorted(groups)[:5]) or 'nothing'}")  # fmt: skip
+        raise ValueError(
+            f"{path} is an HDF5 file, but no Keras model: it has no model_config. It holds "
+            f"{', '.join(sorted(groups)[:5]) or 'nothing'}"
+        )
     if "model_weights" not in groups:
         raise _damaged(path, "it has a model_config, but no model_weights")
     version = attributes.get("keras_version", "")

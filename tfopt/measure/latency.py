@@ -66,8 +66,8 @@ def measure_latencies(
 ) -> list[Latency]:
     """Times several .tflite files so that their ratios are fair.
 
-    Each file has LiteRT's interpreter in a process of its own. They take turns, one invocation each in a random
-    order every round, so that whatever slows the machine for a while slows all of them alike.
+    Each file has LiteRT's interpreter in a process of its own. They take turns, one invocation each, in a
+    random order every round, so that whatever slows the machine for a while slows all of them alike.
 
     Args:
       paths: the files, at least one.
@@ -95,7 +95,7 @@ def measure_latencies(
         needed = file.flex_ops or file.custom_ops
         require(
             not needed,
-            f"{path} needs {', '.join(needed)}, which LiteRT's own runtime does not have: it cannot be timed here",
+            f"{path} needs {', '.join(needed)}, which LiteRT's own runtime does not have: it cannot run",
         )
     deadline = time.monotonic() + timeout
     with contextlib.ExitStack() as stack:
@@ -108,10 +108,9 @@ def measure_latencies(
         for _ in range(runs):
             for i in generator.permutation(len(workers)):
                 milliseconds[i] += workers[i].run(1)
+    cpu = cpu_name()
     return [
-        Latency(
-            float(np.median(taken)), float(np.percentile(taken, 90)), len(taken), runtime, threads, cpu_name()
-        )
+        Latency(float(np.median(taken)), float(np.percentile(taken, 90)), runs, runtime, threads, cpu)
         for taken, runtime in zip(milliseconds, runtimes, strict=True)
     ]
 
@@ -174,7 +173,7 @@ class _Worker:
             line = self.lines.get(timeout=max(0.0, self.deadline - time.monotonic()))
         except queue.Empty:
             raise TimeoutError(
-                f"timing {self.path} took longer than {self.timeout:g} s: ask for fewer runs, or raise timeout"
+                f"timing {self.path} took longer than {self.timeout:g} s: use fewer runs, or raise timeout"
             ) from None
         answer = json.loads(line) if line else {"error": self._end()}
         if "error" in answer:
@@ -203,4 +202,5 @@ class _Worker:
     def _end(self) -> str:
         code = self.process.wait()
         self.listener.join()
-        return f"its process ended with code {code}; it wrote: {''.join(self.chatter)[-2000:].strip() or 'nothing'}"
+        written = "".join(self.chatter)[-2000:].strip()
+        return f"its process ended with code {code}; it wrote: {written or 'nothing'}"

@@ -142,8 +142,8 @@ def _checked(array: np.ndarray, spec: InputSpec, purpose: str) -> np.ndarray:
         bad = ~np.isfinite(array.astype(np.float32))
         require(
             not bad.any(),
-            f"{purpose} holds {int(bad.sum())} NaN or infinite value(s) for the input {spec.name!r}: remove or "
-            "repair those examples",
+            f"{purpose} holds {int(bad.sum())} NaN or infinite value(s) for the input {spec.name!r}: remove "
+            "or repair those examples",
         )
     return array.astype(spec.dtype, copy=False)
 

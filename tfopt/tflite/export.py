@@ -1,7 +1,6 @@
 """Keras model -> .tflite file that holds what was promised."""
 
 import os
-import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -48,8 +47,8 @@ def export_tflite(
         weights in int8, activations in float32 between operators. "int8": weights, activations, inputs and
         outputs in int8. "int16x8": weights in int8, the rest in int16; slow on CPUs.
       calibration_data: examples that show the range of each activation, for int8 and int16x8: a batched
-        `tf.data.Dataset` of x, (x, y) or (x, y, weights), arrays, or tfopt's `Data` (its train split). Several
-        inputs: a tuple or dict by name.
+        `tf.data.Dataset` of x, (x, y) or (x, y, weights), arrays, or tfopt's `Data` (its train split).
+        Several inputs: a tuple or dict by name.
       float_io: float32 inputs and outputs for int8 and int16x8 files.
       batch_size: static batch size of the file, at least 1; None: dynamic.
       allow_flex: permit operators that need TensorFlow's Flex delegate.
@@ -65,7 +64,7 @@ def export_tflite(
 
     >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3, name="y")])
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     export_tflite(model, pathlib.Path(folder, "m.tflite")).ops
+    ...     export_tflite(model, os.path.join(folder, "m.tflite")).ops
     {'FULLY_CONNECTED': 1}
     """
     model = float32_model(model)
@@ -78,8 +77,8 @@ def export_tflite(
         outputs, loops = _write_saved_model(model, folder, batch_size)
         require(
             not loops or quantization not in INTEGER_IO,
-            f"{model.name!r} runs a loop in {', '.join(loops)}, which cannot be calibrated for {quantization}: "
-            'build recurrent layers with unroll=True, or use quantization="dynamic"',
+            f"{model.name!r} runs a loop in {', '.join(loops)}, which cannot be calibrated for {quantization}"
+            ': build recurrent layers with unroll=True, or use quantization="dynamic"',
         )
         content = _convert(folder, model.name, quantization, examples, float_io, batch_size, allow_flex)
     file = parse_tflite(content, str(path))
@@ -104,8 +103,8 @@ def _check_arguments(
     )
     require(
         not float_io or quantization in INTEGER_IO,
-        f'float_io is for int8 and int16x8: with quantization="{quantization}" inputs and outputs are float32 '
-        "already",
+        f'float_io is for int8 and int16x8: with quantization="{quantization}" inputs and outputs are '
+        "float32 already",
     )
     require(
         batch_size is None or batch_size >= 1,
@@ -114,8 +113,8 @@ def _check_arguments(
     fixed = static_batch(model)
     require(
         fixed is None or fixed == batch_size,
-        f"the model {model.name!r} is built for batches of {fixed}, asked for is batch_size={batch_size}: pass "
-        f"batch_size={fixed}, or build the model with an open batch",
+        f"the model {model.name!r} is built for batches of {fixed}, asked for is batch_size={batch_size}: "
+        f"pass batch_size={fixed}, or build the model with an open batch",
     )
 
 
@@ -199,19 +198,19 @@ def _explain(message: str, name: str, quantization: str) -> Exception:
     flex = re.search(r"(?:Flex|TF Select) ops: ([^\n]*)", message)
     if flex:
         return ValueError(
-            f"{name!r} needs TensorFlow ops that LiteRT does not have: {flex.group(1).strip()}. Replace the layers "
-            "that make them, or pass allow_flex=True for a file that runs only with the Flex delegate"
+            f"{name!r} needs TensorFlow ops that LiteRT does not have: {flex.group(1).strip()}. Replace the "
+            "layers that make them, or pass allow_flex=True for a file that runs only with the Flex delegate"
         )
     custom = re.search(r"Custom ops: ([^\n]*)", message)
     if custom:
         return ValueError(
-            f"{name!r} needs custom ops that LiteRT does not have: {custom.group(1).strip()}. Replace the layers "
-            "that make them"
+            f"{name!r} needs custom ops that LiteRT does not have: {custom.group(1).strip()}. Replace the "
+            "layers that make them"
         )
     if "TensorListReserve" in message:
         return ValueError(
-            f"{name!r} has a recurrent layer, whose loop LiteRT runs with a static batch only: pass batch_size=1, "
-            "or build the layer with unroll=True"
+            f"{name!r} has a recurrent layer, whose loop LiteRT runs with a static batch only: pass "
+            "batch_size=1, or build the layer with unroll=True"
         )
     return RuntimeError(
         f"LiteRT's converter cannot express {name!r} with quantization={quantization!r}: "
@@ -228,8 +227,8 @@ def _in_order(content: bytes, file: FlatBuffer, inputs: list[str], outputs: list
     ):
         require(
             sorted(wanted) == sorted(received),
-            f"the converter renamed the {kind}s {', '.join(wanted)} to {', '.join(received)}: give them plain "
-            "names of letters, digits and underscores",
+            f"the converter renamed the {kind}s {', '.join(wanted)} to {', '.join(received)}: give them "
+            "plain names of letters, digits and underscores",
         )
     changed = bytearray(content)
     graph = schema.Model.GetRootAs(changed, 0).Subgraphs(0)
@@ -241,8 +240,8 @@ def _in_order(content: bytes, file: FlatBuffer, inputs: list[str], outputs: list
 def _check_promise(file: FlatBuffer, quantization: str, float_io: bool, allow_flex: bool) -> None:
     require(
         allow_flex or not file.flex_ops,
-        f"the file needs TensorFlow's Flex delegate for {', '.join(file.flex_ops)}: replace the layers that make "
-        "these ops, or pass allow_flex=True",
+        f"the file needs TensorFlow's Flex delegate for {', '.join(file.flex_ops)}: replace the layers "
+        "that make these ops, or pass allow_flex=True",
     )
     require(
         not file.custom_ops,
@@ -253,8 +252,8 @@ def _check_promise(file: FlatBuffer, quantization: str, float_io: bool, allow_fl
         require(
             not inside,
             f"the {quantization} file still holds float tensors: {'; '.join(inside[:8])}"
-            f"{f'; and {len(inside) - 8} more' if len(inside) > 8 else ''}. Replace the layers that make them, or "
-            'use quantization="dynamic"',
+            f"{f'; and {len(inside) - 8} more' if len(inside) > 8 else ''}. Replace the layers that make "
+            'them, or use quantization="dynamic"',
         )
     promised = {"float16": ("float16",), "dynamic": ("int8", "int4")}.get(quantization)
     weights = weight_tensors(file)

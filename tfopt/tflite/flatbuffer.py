@@ -13,8 +13,14 @@ from ai_edge_litert import schema_py_generated as schema
 IDENTIFIER = b"TFL3"
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-_NUMPY = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "bool")
-_NUMPY += ("uint8", "uint16", "uint32", "uint64", "complex64", "complex128")
+_NUMPY = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "bool"} | {
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "complex64",
+    "complex128",
+}
 # Several values share a byte, the first one in its lowest bits.
 _PACKED_BITS = {"int2": 2, "int4": 4, "uint4": 4}
 _OPTIONAL = -1
@@ -106,7 +112,8 @@ class Tensor:
             return values.astype(self.dtype, copy=False)
         limits = np.iinfo(self.dtype)
         scale = self.quantization.along(self.quantization.scales, values.ndim)
-        zero = self.quantization.along(self.quantization.zero_points, values.ndim)
+        # float32 holds all integers of 16 bits, and whole test sets fit in memory.
+        zero = self.quantization.along(self.quantization.zero_points, values.ndim).astype(np.float32)
         return np.clip(np.rint(values / scale) + zero, limits.min, limits.max).astype(self.dtype)
 
 
@@ -221,8 +228,8 @@ def parse_tflite(content: bytes, path: str = "model.tflite") -> FlatBuffer:
         raise ValueError(f"{damaged}: it holds {len(content)} bytes ({path}); export it again")
     if content[4:8] != IDENTIFIER:
         raise ValueError(
-            f"{damaged}, or no .tflite file at all: bytes 4 to 8 are {content[4:8]!r}, expected {IDENTIFIER!r} "
-            f"({path}); export it again"
+            f"{damaged}, or no .tflite file at all: bytes 4 to 8 are {content[4:8]!r}, expected "
+            f"{IDENTIFIER!r} ({path}); export it again"
         )
     try:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
@@ -257,10 +264,9 @@ def _tensor(model: schema.ModelT, index: int, tensor: schema.TensorT, content: b
     quantization = None
     stored = tensor.quantization
     if stored is not None and stored.scale is not None and len(stored.scale):
-        zeros = (
-            np.zeros(len(stored.scale), np.int64) if stored.zeroPoint is None else np.array(stored.zeroPoint)
-        )
-        quantization = Quantization(np.array(stored.scale), zeros, stored.quantizedDimension)
+        scales = np.array(stored.scale)
+        zeros = np.zeros(len(scales), np.int64) if stored.zeroPoint is None else np.array(stored.zeroPoint)
+        quantization = Quantization(scales, zeros, stored.quantizedDimension)
     if data is not None and tensor.sparsity is not None:
         raise ValueError(f"the tensor {name!r} is stored in the sparse format, which tfopt does not read")
     values = None if data is None else _values(data, dtype, static, name)

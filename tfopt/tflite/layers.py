@@ -52,10 +52,10 @@ def compare_layers(
     """The error of each layer whose output is found in the file, in the order of the graph.
 
     A layer's output is the last tensor that carries the layer's scope in its name, or the file's output where
-    it is the model's. Of layers that were fused, one is compared: the one that the tensor is closest to, or if
-    none is within `tolerance`, the last one that its name tells of. A layer is left out when it differs and all
-    that follows from it does not: then the file computes it in another way (part of a BatchNorm folded into the
-    next convolution, for example).
+    it is the model's. Of layers that were fused one is compared: the one that the tensor is closest to, or if
+    none is within `tolerance`, the last one that its name tells of. A layer is left out when it differs and
+    all that follows from it does not: then the file computes it in another way (part of a BatchNorm folded
+    into the next convolution, for example).
 
     Args:
       model: computes in float32.
@@ -81,7 +81,7 @@ def compare_layers(
 
 
 def _trace(model: keras.Model, inputs: dict[str, np.ndarray]) -> tuple[list[_Call], dict[str, int]]:
-    """Runs the model as a graph, as the export does, so that layers get the very scopes the file's names have.
+    """Runs the model as a graph, as the export does: layers get the scopes that the file's names have.
 
     Returns:
       The calls of layers in order of completion, and which call made each output, by output name.

@@ -57,7 +57,7 @@ def choose_metric(loss: Any, labels: Any, outputs: np.ndarray) -> Metric | None:
     labels = np.asarray(labels)
     is_integer = labels.dtype.kind in "biu"
     if classes == 1:
-        is_binary = is_integer and labels.size > 0 and 0 <= labels.min() and labels.max() <= 1
+        is_binary = is_integer and labels.size > 0 and labels.min() >= 0 and labels.max() <= 1
         return Metric("binary_accuracy", threshold) if is_binary else Metric("mean_absolute_error")
     if labels.shape == outputs.shape:
         one_hot = bool(np.all((labels == 0) | (labels == 1)) and np.all(labels.sum(axis=-1) == 1))
@@ -90,7 +90,7 @@ def _classes(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     )
     count = outputs.shape[-1]
     require(
-        0 <= labels.min() and labels.max() < count,
+        labels.min() >= 0 and labels.max() < count,
         f"labels go from {labels.min()} to {labels.max()}, but the output has {count} classes: expected 0 to "
         f"{count - 1}",
     )

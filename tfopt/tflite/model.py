@@ -22,13 +22,14 @@ def float32_model(model: keras.Model) -> keras.Model:
     """
     if not isinstance(model, keras.Model):
         raise TypeError(
-            f"expected a Keras 3 model (keras.Model), received {type(model).__module__}.{type(model).__name__}. "
-            "Models of tf_keras and files of Keras 2: load them with tfopt.load_model"
+            f"expected a Keras 3 model (keras.Model), received {type(model).__module__}."
+            f"{type(model).__name__}. Models of tf_keras and files of Keras 2: load them with "
+            "tfopt.load_model"
         )
     require(
         model.built and (not isinstance(model, keras.Sequential) or bool(getattr(model, "inputs", None))),
-        f"the model {model.name!r} is not built: give a Sequential model a keras.Input as first layer, or call "
-        "the model once on a batch of data",
+        f"the model {model.name!r} is not built: give a Sequential model a keras.Input as first layer, or "
+        "call the model once on a batch of data",
     )
     return model if computes_in(model, "float32") else to_policy(model, "float32")
 
@@ -45,14 +46,11 @@ def input_specs(model: keras.Model) -> list[InputSpec]:
             for each in model.inputs
         ]
     else:
-        shape = model.get_build_config().get("input_shape") if model.get_build_config() else None
-        is_one = isinstance(shape, tuple | list) and all(
-            size is None or isinstance(size, int) for size in shape
-        )
-        if not is_one:
+        shape = (model.get_build_config() or {}).get("input_shape")
+        if not isinstance(shape, tuple | list) or not all(isinstance(n, int | None) for n in shape):
             raise ValueError(
                 f"the subclassed model {model.name!r} ({type(model).__name__}) was built for {shape}; only "
-                "subclassed models with a single tensor as input can be exported: build it as a functional model"
+                "subclassed models with a single tensor as input can be exported: build a functional model"
             )
         name = next(iter(inspect.signature(model.call).parameters))
         specs = [InputSpec(name, tuple(shape[1:]), keras.config.floatx())]
@@ -76,13 +74,12 @@ def static_batch(model: keras.Model) -> int | None:
 def call_named(model: keras.Model, tensors: list[tf.Tensor]) -> dict[str, tf.Tensor]:
     """Calls the model for inference on its inputs in order; gives its outputs by name, in order.
 
-    Names are the keys of a dict output, else those of the output layers ("_1", "_2"… added to a repeated one).
+    Names are the keys of a dict output, else those of the output layers (repeated ones get "_1", "_2", …).
     """
     structure = getattr(model, "input", None) if getattr(model, "inputs", None) else None
     is_nested = isinstance(structure, dict | list | tuple)
-    outputs = model(
-        keras.tree.pack_sequence_as(structure, tensors) if is_nested else tensors[0], training=False
-    )
+    inputs = keras.tree.pack_sequence_as(structure, tensors) if is_nested else tensors[0]
+    outputs = model(inputs, training=False)
     if isinstance(outputs, dict):
         return {str(name): tensor for name, tensor in outputs.items()}
     return dict(zip(_output_names(model, outputs), keras.tree.flatten(outputs), strict=True))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Holds back what Python and C++ code write to stdout and stderr; adds it as a note to what the block raises.
+    """Holds back what is written to stdout and stderr, by C++ code too; an error gets it as a note.
 
     Works on file descriptors 1 and 2, so other threads are held back too for that time.
     """

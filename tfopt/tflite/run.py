@@ -31,8 +31,8 @@ def predict_tflite(
 
     Args:
       path: the file.
-      x: real values, shape (examples, …) as for the Keras model; for several inputs a dict by name, or a tuple
-        in the file's order. A batched `tf.data.Dataset` works too. They are quantized by the file's parameters.
+      x: real values, shape (examples, …) as for the Keras model; for several inputs a dict by name, or a
+        tuple in the file's order. A batched `tf.data.Dataset` works too. Quantized by the file's parameters.
       use_xnnpack: run on XNNPACK as phones do, else on LiteRT's built-in kernels.
       threads: at least 1.
       raw: give the integers of quantized outputs as they are.
@@ -57,16 +57,19 @@ def predict_tflite(
     file = read_tflite(path)
     interpreter = open_interpreter(file, use_xnnpack, threads)
     inputs = read_examples(x, file_specs(file), sys.maxsize, "test", "x").inputs
-    outputs: dict[str, list[np.ndarray]] = {name: [] for name in file.outputs}
+    results = file.outputs
+    outputs: dict[str, list[np.ndarray]] = {name: [] for name in results}
     for size in run_batches(interpreter, file, inputs):
-        for name, tensor in file.outputs.items():
+        for name, tensor in results.items():
             values = interpreter.get_tensor(tensor.index)
             require(
                 values.ndim > 0 and len(values) >= size,
-                f"the output {name!r} of {file.path} has shape {values.shape}, without an axis for the examples",
+                f"the output {name!r} of {file.path} has shape {values.shape}, no axis for the examples",
             )
-            outputs[name].append(values[:size] if raw else tensor.dequantize(values[:size]))
+            outputs[name].append(values[:size])
     joined = {name: np.concatenate(parts) for name, parts in outputs.items()}
+    if not raw:
+        joined = {name: results[name].dequantize(values) for name, values in joined.items()}
     return joined if len(joined) > 1 else next(iter(joined.values()))
 
 
@@ -105,9 +108,10 @@ def file_specs(file: FlatBuffer) -> list[InputSpec]:
 def run_batches(interpreter: Interpreter, file: FlatBuffer, inputs: dict[str, np.ndarray]) -> Iterator[int]:
     """Invokes the file on batch after batch; after each, gives how many examples of the outputs count."""
     count = len(next(iter(inputs.values())))
-    static = next(iter(file.inputs.values())).shape[0]
+    tensors = file.inputs
+    static = next(iter(tensors.values())).shape[0]
     batch = static if static > 0 else DYNAMIC_BATCH
-    quantized = {name: tensor.quantize(inputs[name]) for name, tensor in file.inputs.items()}
+    quantized = {name: tensor.quantize(inputs[name]) for name, tensor in tensors.items()}
     allocated: list[tuple[int, ...]] = []
     for start in range(0, count, batch):
         size = min(batch, count - start)
@@ -116,13 +120,13 @@ def run_batches(interpreter: Interpreter, file: FlatBuffer, inputs: dict[str, np
         chunk = {name: values[rows] for name, values in quantized.items()}
         shapes = [values.shape for values in chunk.values()]
         if shapes != allocated:
-            for name, tensor in file.inputs.items():
+            for name, tensor in tensors.items():
                 if -1 in tensor.shape:
                     interpreter.resize_tensor_input(tensor.index, chunk[name].shape)
             with quiet():
                 interpreter.allocate_tensors()
             allocated = shapes
-        for name, tensor in file.inputs.items():
+        for name, tensor in tensors.items():
             interpreter.set_tensor(tensor.index, chunk[name])
         interpreter.invoke()
         yield size

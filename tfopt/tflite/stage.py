@@ -89,9 +89,13 @@ class ExportTFLite(Stage):
         report = dataclasses.replace(work.report, artefacts={**work.report.artefacts, "tflite": artefact})
         notes = [
             f"{self.quantization} file of {measured.bytes:,} bytes ({measured.gzip_bytes:,} after gzip), "
-            f"{measured.total_sparsity:.1%} of its weights zero; argmax equal to the model's on "
-            f"{parity.argmax_agreement:.2%} of {parity.examples:,} test examples"
+            f"{measured.total_sparsity:.1%} of its weights zero"
         ]
+        if parity.argmax_agreement is not None:
+            notes.append(
+                f"the file decides as the model does on {parity.argmax_agreement:.2%} of {parity.examples:,} test "
+                "examples"
+            )
         return Outcome(work.replace(report=report), notes=notes)
 
     def _check_drop(self, parity: Any) -> None:

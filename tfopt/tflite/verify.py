@@ -11,7 +11,7 @@ from tfopt.config import require
 from tfopt.measure.file import weight_tensors
 from tfopt.record import Record
 from tfopt.tflite.examples import Examples, read_examples
-from tfopt.tflite.flatbuffer import FlatBuffer, Tensor, read_tflite
+from tfopt.tflite.flatbuffer import FlatBuffer, read_tflite
 from tfopt.tflite.layers import LayerError, compare_layers
 from tfopt.tflite.metric import choose_metric, decisions
 from tfopt.tflite.model import call_named, float32_model, input_specs, static_batch
@@ -30,9 +30,9 @@ class Verification(Record):
 
     Args:
       examples: how many were compared.
-      argmax_agreement: fraction of decisions that agree, in [0, 1]: the argmax over the last axis of the first
-        output, or for one unit with a binary task which side of the threshold it is on; None where the task
-        has no decisions.
+      argmax_agreement: fraction of decisions that agree, in [0, 1]: the argmax over the last axis of the
+        first output, or for one unit with a binary task which side of the threshold it is on; None where
+        the task has no decisions.
       max_lsb: largest |keras - file| over all outputs, in quantization steps (scales) of the file's output;
         Keras' values are not rounded first. None if any output is float: floats have no common step.
       mean_lsb: its mean.
@@ -124,9 +124,8 @@ def verify_tflite(
 def kind_of_file(file: FlatBuffer) -> str:
     """How a file computes: "float32", "float16", "dynamic", "int8" or "int16x8", from its tensors."""
     main = file.graphs[0]
-    activations = {
-        main.tensors[i].dtype for op in main.operators for i in op.outputs if _is_quantized(main.tensors[i])
-    }
+    computed = [main.tensors[i] for operator in main.operators for i in operator.outputs]
+    activations = {tensor.dtype for tensor in computed if tensor.quantization is not None}
     weights = {weight.tensor.dtype for weight in weight_tensors(file)}
     if "int16" in activations:
         return "int16x8"
@@ -135,10 +134,6 @@ def kind_of_file(file: FlatBuffer) -> str:
     if weights & {"int8", "int4"}:
         return "dynamic"
     return "float16" if "float16" in weights else "float32"
-
-
-def _is_quantized(tensor: Tensor) -> bool:
-    return tensor.quantization is not None
 
 
 def _predict(model: keras.Model, examples: Examples) -> dict[str, np.ndarray]:
@@ -172,8 +167,8 @@ def _check_fit(
             )
             require(
                 fits,
-                f"{name!r} has shape {values.shape} in the model {model.name!r}, {shape} in the file {file.path}: "
-                "it was exported from another model",
+                f"{name!r} has shape {values.shape} in the model {model.name!r}, {shape} in the file "
+                f"{file.path}: it was exported from another model",
             )
 
 
@@ -187,13 +182,7 @@ def _differences(
     scales = {name: tensor.quantization for name, tensor in file.outputs.items()}
     if any(scale is None for scale in scales.values()):
         return {"max_abs_error": largest, "max_lsb": None, "mean_lsb": None}
-    steps = np.concatenate(
-        [
-            values / scale.scales[0]
-            for name, values in differences.items()
-            if (scale := scales[name]) is not None
-        ]
-    )
+    steps = np.concatenate([differences[name] / scale.scales[0] for name, scale in scales.items() if scale])
     return {"max_abs_error": largest, "max_lsb": float(steps.max()), "mean_lsb": float(steps.mean())}
 
 
@@ -205,12 +194,8 @@ def _task(
     ours, theirs = expected[name], received[name]
     first_labels, first_loss = _first(labels, name), _first(loss, name)
     metric = choose_metric(first_loss, first_labels, ours)
-    result: dict[str, Any] = {
-        "argmax_agreement": None,
-        "metric": None,
-        "keras_metric": None,
-        "tflite_metric": None,
-    }
+    names = "argmax_agreement", "metric", "keras_metric", "tflite_metric"
+    result: dict[str, Any] = dict.fromkeys(names)
     chosen, agreeing = decisions(metric, ours), decisions(metric, theirs)
     if chosen is not None and agreeing is not None:
         result["argmax_agreement"] = float(np.mean(chosen == agreeing))

@@ -9,9 +9,9 @@ import keras
 def to_policy(model: keras.Model, policy: str) -> keras.Model:
     """Rebuilds a model with another dtype policy in every layer.
 
-    Weights with their paths, names and the states of seed generators are kept. Under a mixed policy the layers
-    that make the outputs compute in float32, since a softmax or a loss in 16 bits overflows. The copy is not
-    compiled, and has no constraints other than those in the layers' configs.
+    Weights, states of seed generators, variable paths and names are kept. Under a mixed policy the
+    layers that make the outputs compute in float32, as a softmax or a loss in 16 bits loses too much. The
+    copy is not compiled, and has no constraints other than those in the layers' configs.
 
     Args:
       model: functional or Sequential, built; nested models and shared layers are fine.
@@ -60,7 +60,7 @@ def _layers(model: keras.Model) -> Iterator[keras.Layer]:
 
 
 def _is_graph(model: Any) -> bool:
-    # Functional models, subclasses made by `super().__init__(inputs, outputs)` too, keep a graph of operations.
+    # Functional models, and subclasses made by `super().__init__(inputs, outputs)`, keep a graph.
     return isinstance(model, keras.Sequential) or hasattr(model, "_run_through_graph")
 
 
@@ -68,14 +68,14 @@ def _check(model: keras.Model, layer: keras.Layer) -> None:
     if isinstance(layer, keras.Model) and not _is_graph(layer):
         where = "" if layer is model else f" (inside {model.name!r})"
         raise ValueError(
-            f"{layer.name!r}{where} is a subclassed model ({type(layer).__name__}): its layers cannot be rebuilt "
-            "with another dtype policy. Build it as a functional or Sequential model, or create it under "
-            'keras.config.set_dtype_policy("float32")'
+            f"{layer.name!r}{where} is a subclassed model ({type(layer).__name__}): its layers cannot be "
+            "rebuilt with another dtype policy. Build it as a functional or Sequential model, or create "
+            'it under keras.config.set_dtype_policy("float32")'
         )
     if isinstance(layer, keras.Sequential) and not layer.built:
         raise ValueError(
-            f"the Sequential model {layer.name!r} is not built: give it a keras.Input as first layer, or call it "
-            "on data once"
+            f"the Sequential model {layer.name!r} is not built: give it a keras.Input as first layer, or "
+            "call it on data once"
         )
     if getattr(layer, "quantization_mode", None):
         raise ValueError(
@@ -120,16 +120,17 @@ def _with_policy(config: Any, policy: str) -> Any:
 
 
 def _copy_variables(source: keras.Model, target: keras.Model) -> None:
-    def weights(model: keras.Model) -> list[str]:
-        # Keras numbers seed generators anew in every model, so their paths say nothing.
-        return [variable.path for variable in model.variables if "seed_generator" not in variable.path]
+    def shapes(model: keras.Model) -> list[tuple[str, tuple[int, ...]]]:
+        return [(variable.name, tuple(variable.shape)) for variable in model.variables]
 
-    before, after = weights(source), weights(target)
-    if before != after or len(source.variables) != len(target.variables):
-        changed = sorted(set(before) ^ set(after))
+    before, after = shapes(source), shapes(target)
+    if before != after:
+        changed = sorted({name for name, _ in set(before) ^ set(after)})
         raise ValueError(
-            f"rebuilding {source.name!r} changed its variables: {', '.join(changed) or 'their order'}. A layer's "
-            "get_config() does not describe it wholly; complete it"
+            f"rebuilding {source.name!r} changed its variables: {', '.join(changed) or 'their order'}. A "
+            "layer's get_config() does not describe it wholly; complete it"
         )
     for old, new in zip(source.variables, target.variables, strict=True):
         new.assign(keras.ops.cast(old, new.dtype))
+        # Keras numbers seed generators anew, and builds the layers inside a wrapper under another scope.
+        new._path = old.path
