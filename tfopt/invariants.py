@@ -59,16 +59,15 @@ class Sparsity(Config):
 
     def check(self, model: keras.Model) -> list[str]:
         """The variables that are missing, or have fewer zeros than promised."""
-        variables = {variable.path: variable for variable in model.variables}
-        broken = []
-        for path, promised in self.targets.items():
-            if path not in variables:
-                broken.append(f"{path}: {promised:.4f} of zeros were promised, the model has no such variable")
-                continue
-            kernel = keras.ops.convert_to_numpy(variables[path])
-            if kernel.size - np.count_nonzero(kernel) < zero_count(promised, kernel.size):
-                found = 1 - np.count_nonzero(kernel) / kernel.size
-                broken.append(f"{path}: {promised:.4f} of zeros were promised, it has {found:.4f}")
+        found = [variable for variable in model.variables if variable.path in self.targets]
+        missing = self.targets.keys() - {variable.path for variable in found}
+        broken = [f"{path}: the model has no such variable any more" for path in sorted(missing)]
+        for variable in found:
+            kernel, promised = keras.ops.convert_to_numpy(variable), self.targets[variable.path]
+            zeros = kernel.size - np.count_nonzero(kernel)
+            if zeros < zero_count(promised, kernel.size):
+                share = zeros / kernel.size
+                broken.append(f"{variable.path}: {promised:.4f} of zeros were promised, it has {share:.4f}")
         return broken
 
     def check_tflite(self, path: Any, model: keras.Model) -> list[str]:

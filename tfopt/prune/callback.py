@@ -138,7 +138,7 @@ class ScheduledMask:
 
     def __init__(self, variable: keras.Variable, schedule: Any, model: keras.Model, origin: int) -> None:
         self.variable, self.schedule, self.origin = variable, schedule, origin
-        self.iterations = model.optimizer.iterations
+        self.iterations = _step_counter(model)
         self.mask = replica_variable(np.ones(variable.shape), variable)
 
     def __call__(self, value: Any) -> tf.Tensor:
@@ -179,5 +179,13 @@ class ScheduledMask:
         self.variable.assign(keras.ops.convert_to_numpy(self.variable) * self.mask.numpy())
 
 
+def _step_counter(model: keras.Model) -> keras.Variable:
+    """The optimizer's own count of training steps."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    # The public `iterations` counts updates: with gradient accumulation it is a new tensor each time, and smaller
+    # than the steps that fit plans.
+    return optimizer._iterations
+
+
 def _iterations(model: keras.Model) -> int:
-    return int(model.optimizer.iterations.numpy())
+    return int(_step_counter(model).numpy())

@@ -105,8 +105,11 @@ class Fit(Config):
             not isinstance(self.class_weight, str) or self.class_weight == "balanced",
             f'class_weight must be a dict, "balanced" or None, received {self.class_weight!r}',
         )
-        # Keras raises with the list of its optimizers where the name is none of them.
-        keras.optimizers.get(self.optimizer)
+        names = optimizer_names()
+        require(
+            str(self.optimizer).lower() in names,
+            f"optimizer must be one of {', '.join(names)}, received {self.optimizer!r}",
+        )
         if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise ModuleNotFoundError(
                 "tensorboard=True needs the package tensorboard: pip install 'tfopt[tensorboard]'"
@@ -146,6 +149,14 @@ class Fit(Config):
         missing = sorted(set(classes.tolist()) - set(self.class_weight))
         require(not missing, f"class_weight has no weight for the classes {missing}")
         return {int(label): float(weight) for label, weight in self.class_weight.items()}
+
+
+def optimizer_names() -> list[str]:
+    """Names of Keras' optimizers, in lower case; making one to see would start TensorFlow's runtime."""
+    base = keras.optimizers.Optimizer
+    classes = [each for each in vars(keras.optimizers).values() if isinstance(each, type) and issubclass(each, base)]
+    wrappers = (base, keras.optimizers.LossScaleOptimizer)
+    return sorted(each.__name__.lower() for each in classes if each not in wrappers)
 
 
 def check_training(model: Any, epochs: int, fit: Fit) -> None:

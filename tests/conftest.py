@@ -1,0 +1,73 @@
+"""What the tests share: tiny data and models, and the digits written once a session."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Nothing in the tests may reach for a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import gc
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfopt
+
+# Two logical CPUs let MirroredStrategy have two replicas on any machine.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+# The converter collects garbage at each export; what is imported by now never becomes garbage.
+gc.freeze()
+
+CLASSES = 3
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory) -> pathlib.Path:
+    """A TFDS folder with the digits."""
+    folder = tmp_path_factory.mktemp("tfds")
+    tfopt.from_tfds("digits", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(digits_dir) -> tfopt.Data:
+    return tfopt.from_tfds("digits", digits_dir, batch_size=64)
+
+
+def blobs(size: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Images of 8 x 8 x 2 whose class shows in the mean of a quarter: learnt in a few steps."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, size)
+    images = rng.normal(0, 0.5, (size, 8, 8, 2)).astype("float32")
+    for index, label in enumerate(labels):
+        images[index, 2 * label : 2 * label + 3] += 1.5
+    return images, labels
+
+
+@pytest.fixture(scope="session")
+def data() -> tfopt.Data:
+    return tfopt.from_arrays(blobs(), batch_size=24, name="blobs", class_names=tuple("abc"))
+
+
+def small_model(dropout: float = 0.0) -> keras.Model:
+    """A convolution, batch normalization and two dense layers; 1,771 parameters."""
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 2), name="image")
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(inputs)
+    x = layers.BatchNormalization(momentum=0.8, name="bn")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.MaxPooling2D(2, name="pool")(x)
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    x = layers.Dense(12, activation="relu", name="hidden")(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax", name="out")(x), name="small")
