@@ -76,7 +76,8 @@ class PruningCallback(keras.callbacks.Callback):
         if model is self._pruned_model:
             return
         variables, self.skipped = prunable_variables(model, self.layers)
-        origin = _iterations(model)
+        # A checkpoint may have been restored already, with the optimizer's count of steps.
+        origin = int(self._restored["origin"]) if self._restored else _iterations(model)
         self._masks = [ScheduledMask(variable, self.schedule, model, origin) for variable in variables]
         for mask in self._masks:
             own = mask.variable.constraint
@@ -122,11 +123,12 @@ class PruningCallback(keras.callbacks.Callback):
         )
 
     def state(self) -> dict[str, np.ndarray]:
-        """The masks, for a checkpoint."""
-        return {str(index): mask.mask.numpy() for index, mask in enumerate(self._masks)}
+        """The masks and the first step, for a checkpoint."""
+        masks = {str(index): mask.mask.numpy() for index, mask in enumerate(self._masks)}
+        return {"origin": np.array(self._masks[0].origin), **masks}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes the masks of a checkpoint up when training starts."""
+        """Takes up what `state` gave when training starts."""
         self._restored = state
 
     def _step(self) -> int:
