@@ -76,7 +76,7 @@ def _read_state(folder: pathlib.Path) -> dict[str, Any]:
 def load_saved(path: pathlib.Path) -> keras.Model:
     """Loads a model that `save_checked` wrote: compiled as it was, with a new optimizer."""
     with warnings.catch_warnings():
-        # Optimizer states are left out of these files on purpose: they would triple them.
+        # A model that was handed in compiled but never trained has an optimizer without state in its file.
         warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
         return keras.saving.load_model(path)
 

@@ -114,8 +114,7 @@ class Data:
         def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
             # Golden-ratio hashing: neighbouring (seed, epoch) pairs get unrelated shuffles.
             mixed = (epoch + 1) * 0x9E3779B1 + seed * 0x85EBCA77
-            shuffled = source.shuffle(buffer, seed=mixed, reshuffle_each_iteration=False)
-            return self._batched(shuffled)
+            return self._batched(_shuffled(source, buffer, mixed))
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max // 2**32)
         return epochs.flat_map(epoch_batches).prefetch(tf.data.AUTOTUNE)
@@ -142,6 +141,22 @@ class Data:
         if self.transform is None:
             return batches
         return batches.map(self.transform, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _shuffled(source: tf.data.Dataset, buffer: int, seed: tf.Tensor) -> tf.data.Dataset:
+    """`source.shuffle` with a tensor as the seed, and that seed alone: the method mixes in TensorFlow's global one."""
+    specs = tf.nest.flatten(source.element_spec)
+    shuffled = tf.raw_ops.ShuffleDataset(
+        input_dataset=tf.data.experimental.to_variant(source),
+        buffer_size=buffer,
+        seed=seed,
+        # Both seeds 0 would mean a random order.
+        seed2=1,
+        reshuffle_each_iteration=False,
+        output_types=[spec.dtype for spec in specs],
+        output_shapes=[spec.shape for spec in specs],
+    )
+    return tf.data.experimental.from_variant(shuffled, source.element_spec)
 
 
 def from_arrays(

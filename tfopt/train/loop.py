@@ -85,6 +85,5 @@ def train(
                 for each in stop:
                     each.take_best(trainee)
     trained = trainee if trainee is model else to_policy(trainee, "float32")
-    # A fresh optimizer: the state of the used one would triple the size of the model's file.
-    task.compile(trained, optimizer=fit.make_optimizer(epochs * steps), jit_compile=fit.uses_xla())
+    task.compile(trained, jit_compile=fit.uses_xla())
     return trained, checkpoint.history

@@ -13,6 +13,7 @@ from tfopt.data.check import check_data
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit, check_training
 from tfopt.train.loop import train
+from tfopt.train.precision import to_policy
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -120,4 +121,7 @@ def validate_training(work: Work, epochs: int, fit: Fit) -> None:
     """Checks that `fit` can train the work's model on its data; used by every stage that trains."""
     model, data = work.need_model(), work.need_data()
     check_training(model, epochs, fit)
+    if fit.precision != "float32":
+        # Not every model can be rebuilt in another precision.
+        to_policy(model, fit.precision)
     check_data(data, model)

@@ -19,9 +19,13 @@ class Task:
     weighted_metrics: Any = None
     loss_weights: Any = None
 
-    def compile(self, model: keras.Model, **options: Any) -> None:
-        """Compiles the model for this task."""
-        model.compile(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, **options)
+    def compile(self, model: keras.Model, optimizer: Any = "sgd", **options: Any) -> None:
+        """Compiles the model for this task.
+
+        Plain SGD, for models that are only evaluated and saved, has no state: that of Adam would triple the file.
+        """
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        model.compile(optimizer=optimizer, **own, **options)
 
 
 def task_of(model: keras.Model, data: Data) -> Task:
