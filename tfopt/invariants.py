@@ -19,6 +19,7 @@ class Invariant(Protocol):
 
     `constraint(variable)` gives what keeps it during training, or None where the variable is not concerned;
     `check(model)` and `check_tflite(path, model)` return what is broken, in words: empty where it holds.
+    `follow(renamed)` is the same promise where a stage gave the variables new paths, old path to new.
     """
 
     kind: ClassVar[str]
@@ -28,6 +29,8 @@ class Invariant(Protocol):
     def check(self, model: keras.Model) -> list[str]: ...
 
     def check_tflite(self, path: Any, model: keras.Model) -> list[str]: ...
+
+    def follow(self, renamed: Mapping[str, str]) -> "Invariant": ...
 
     def to_dict(self) -> dict[str, Any]: ...
 
@@ -84,6 +87,10 @@ class Sparsity(Config):
             "of zeros in their places"
             for name in missing_zero_patterns(path, kernels)
         ]
+
+    def follow(self, renamed: Mapping[str, str]) -> "Sparsity":
+        """The same promise for variables with new paths."""
+        return Sparsity({renamed.get(path, path): sparsity for path, sparsity in self.targets.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `from_dict` makes the same promise."""

@@ -31,6 +31,7 @@ def write_stage(folder: pathlib.Path, work: "Work", *, save_model: bool) -> None
     state = {
         "report": work.report.to_dict(),
         "invariants": [promise.to_dict() for promise in work.invariants],
+        "variables": _paths(work.model),
         "trained": work.trained,
         "files": {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()},
     }
@@ -48,9 +49,10 @@ def read_stage(folder: pathlib.Path, work: "Work") -> "Work":
     if MODEL_FILE in state["files"]:
         path = folder / MODEL_FILE
         model, snapshots = load_saved(path), (*snapshots, (folder.name, path))
+    promises = tuple(invariants.from_dict(each) for each in state["invariants"])
     return work.replace(
         model=model,
-        invariants=tuple(invariants.from_dict(each) for each in state["invariants"]),
+        invariants=_follow(promises, state["variables"], model),
         report=Report.from_dict(state["report"]),
         trained=state["trained"],
         snapshots=snapshots,
@@ -115,7 +117,28 @@ def adopt(work: "Work") -> "Work":
 
 def with_fresh_model(work: "Work") -> "Work":
     """The work with the model read anew from its file."""
-    return work.replace(model=load_saved(work.snapshots[-1][1])) if work.snapshots else work
+    if not work.snapshots:
+        return work
+    model = load_saved(work.snapshots[-1][1])
+    return work.replace(model=model, invariants=_follow(work.invariants, _paths(work.model), model))
+
+
+def _paths(model: keras.Model | None) -> list[str]:
+    return [variable.path for variable in model.variables] if model is not None else []
+
+
+def _follow(
+    promises: Sequence[invariants.Invariant], old_paths: Sequence[str], model: keras.Model | None
+) -> tuple[invariants.Invariant, ...]:
+    """The promises for a model that was read anew: layers of subclassed models get new names each time."""
+    new_paths = _paths(model)
+    if len(old_paths) != len(new_paths):
+        raise ValueError(
+            f"the model has {len(new_paths)} variables after it was read back and had {len(old_paths)} before: build "
+            "all of its layers in __init__ or build()"
+        )
+    renamed = dict(zip(old_paths, new_paths, strict=True))
+    return tuple(promise.follow(renamed) for promise in promises)
 
 
 def identity(recipe: str, stages: Sequence[Any], work: "Work") -> dict[str, Any]:

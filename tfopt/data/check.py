@@ -60,10 +60,18 @@ def has_integer_labels(data: Data) -> bool:
 
 def number_of_classes(data: Data, model: keras.Model) -> int | None:
     """Classes that the model tells apart, where the task is a classification with integer labels."""
-    if not has_integer_labels(data) or not isinstance(model.output_shape, tuple):
+    shape = output_shape(model, data)
+    if not has_integer_labels(data) or not isinstance(shape, tuple):
         return None
-    units = model.output_shape[-1]
-    return 2 if units == 1 else units
+    return 2 if shape[-1] == 1 else shape[-1]
+
+
+def output_shape(model: keras.Model, data: Data) -> Any:
+    """Shape of the model's output, or a structure of shapes; a subclassed model is called on one example."""
+    if getattr(model, "outputs", None):
+        return model.output_shape
+    outputs = model(next(iter(data.batches("validation", 1)))[0], training=False)
+    return tf.nest.map_structure(lambda tensor: (None, *tensor.shape[1:]), outputs)
 
 
 def _check_shapes(data: Data, model: keras.Model) -> None:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from tfopt.data import Data
-from tfopt.data.check import has_integer_labels
+from tfopt.data.check import has_integer_labels, output_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +50,13 @@ def task_of(model: keras.Model, data: Data) -> Task:
             for key in ("loss", "metrics", "weighted_metrics", "loss_weights")
         }
         return Task(**restored)
-    if not isinstance(model.output_shape, tuple):
+    shape = output_shape(model, data)
+    if not isinstance(shape, tuple):
         raise ValueError(
             f"the model {model.name!r} has several outputs, so its loss cannot be guessed: call "
             "model.compile(loss=...) before handing it to tfopt"
         )
-    units = model.output_shape[-1]
+    units = shape[-1]
     if has_integer_labels(data):
         if units == 1:
             logits = not _ends_with(model, keras.activations.sigmoid)
