@@ -77,13 +77,6 @@ def recipe_name(stages: Stages) -> str:
     return pathlib.Path(inspect.getfile(stages)).stem
 
 
-def recipe_summary(source: str) -> str:
-    """The first line of a recipe module's docstring, from its source."""
-    module = compile(source, "recipe", "exec", flags=0, dont_inherit=True)
-    first = module.co_consts[0]
-    return first.strip().splitlines()[0] if isinstance(first, str) else ""
-
-
 def _define_flags(stages: Stages, values: flags.FlagValues, name: str) -> None:
     helps = _argument_docs(stages)
     types_by_name = typing.get_type_hints(stages)

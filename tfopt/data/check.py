@@ -51,17 +51,16 @@ def check_data(data: Data, model: keras.Model | None = None, max_examples: int =
 def has_integer_labels(data: Data) -> bool:
     """Whether the target is a single integer label an example, of shape () or (1,)."""
     target = data.element_spec[1]
-    return (
-        isinstance(target, tf.TensorSpec)
-        and target.dtype.is_integer
-        and math.prod(target.shape[1:]) == 1
-    )
+    return isinstance(target, tf.TensorSpec) and target.dtype.is_integer and math.prod(target.shape[1:]) == 1
 
 
 def number_of_classes(data: Data, model: keras.Model) -> int | None:
     """Classes that the model tells apart, where the task is a classification with integer labels."""
+    loss = model.loss if model.compiled else "crossentropy"
+    if not has_integer_labels(data) or "crossentropy" not in getattr(loss, "name", str(loss)):
+        return None
     shape = output_shape(model, data)
-    if not has_integer_labels(data) or not isinstance(shape, tuple):
+    if not isinstance(shape, tuple):
         return None
     return 2 if shape[-1] == 1 else shape[-1]
 
@@ -109,8 +108,7 @@ def _check_split(data: Data, split: Any, classes: int | None, max_examples: int)
     labelled = has_integer_labels(data)
     seen, labels = 0, set[int]()
     for batch in data.batches(split):
-        x, y = batch[0], batch[1]
-        for name, part in (("inputs", x), ("targets", y)):
+        for name, part in zip(("inputs", "targets", "sample weights"), batch, strict=False):
             for tensor in tf.nest.flatten(part):
                 if tensor.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(tensor))):
                     bad = np.isfinite(tensor.numpy()).reshape(tensor.shape[0], -1).all(axis=1)
@@ -119,10 +117,11 @@ def _check_split(data: Data, split: Any, classes: int | None, max_examples: int)
                         f"example {seen + int(np.argmin(bad))}; remove or repair it"
                     )
         if labelled:
-            values = np.unique(y.numpy())
+            y = batch[1].numpy()
+            values = np.unique(y)
             outside = values[(values < 0) | (values >= classes)] if classes else values[values < 0]
             if outside.size:
-                where = seen + int(np.argmax(np.isin(np.ravel(y.numpy()), outside)))
+                where = seen + int(np.argmax(np.isin(np.ravel(y), outside)))
                 raise ValueError(
                     f"the label {outside[0]} of {data.name!r} is out of range: first in the {split} split, "
                     f"example {where}; expected integers from 0 to "

@@ -62,27 +62,32 @@ def _from_datasets(datasets: Mapping[str, tf.data.Dataset]) -> Data:
             f"the {split} dataset must give (x, y) or (x, y, sample_weight), it gives {dataset.element_spec}",
         )
         require(
-            all(each.shape.rank is None or each.shape.rank >= 1 for each in spec),
+            all(each.shape.rank is None or each.shape.rank >= 1 for each in spec)
+            and len({each.shape[0] for each in spec if each.shape.rank} - {None}) <= 1,
             f"the {split} dataset must be batched: call .batch(n) on it; it gives {dataset.element_spec}",
+        )
+        require(
+            int(dataset.cardinality()) != tf.data.INFINITE_CARDINALITY,
+            f"the {split} dataset is endless: remove .repeat(), or add .take(n)",
+        )
+        require(
+            _beginning(dataset) == _beginning(dataset),
+            f"the {split} dataset gives other examples each time it is read: tfopt shuffles by itself, and "
+            "splits and resumes by the order; remove .shuffle() (shuffle=False) and random augmentation from it",
         )
         examples = dataset.unbatch()
         # One pass counts the examples and finds the batch size: both are needed before training.
-        sizes = [
-            int(tf.shape(tf.nest.flatten(batch)[0])[0])
-            for batch in _finite(split, dataset)
-        ]
+        sizes = [int(tf.shape(tf.nest.flatten(batch)[0])[0]) for batch in dataset]
         if split == "train" and sizes:
             batch_size = max(sizes)
         splits[split] = examples.apply(tf.data.experimental.assert_cardinality(sum(sizes)))
-    for split, fraction in (("test", 0.1), ("validation", 0.1)):
-        if split not in splits:
-            splits["train"], splits[split] = hold_out(splits["train"], fraction, seed=0, split=split)
+    missing = {split: 0.1 for split in ("validation", "test") if split not in splits}
+    if missing:
+        splits |= hold_out(splits["train"], missing, seed=0)
     return Data(splits, batch_size=max(1, batch_size))
 
 
-def _finite(split: str, dataset: tf.data.Dataset) -> tf.data.Dataset:
-    require(
-        int(dataset.cardinality()) != tf.data.INFINITE_CARDINALITY,
-        f"the {split} dataset is endless: remove .repeat(), or add .take(n)",
-    )
-    return dataset
+def _beginning(dataset: tf.data.Dataset, batches: int = 4) -> list[bytes]:
+    """The first batches, to be compared."""
+    parts = [part for batch in dataset.take(batches) for part in tf.nest.flatten(batch)]
+    return [tf.io.serialize_tensor(part).numpy() for part in parts]

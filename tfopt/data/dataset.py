@@ -103,32 +103,33 @@ class Data:
         require(split in SPLITS, f"split must be one of {', '.join(SPLITS)}, received {split!r}")
         return self._batched(self.splits[split], batch_size).prefetch(tf.data.AUTOTUNE)
 
-    def training_batches(self, first_epoch: int = 0) -> tf.data.Dataset:
-        """An endless stream of training batches, epoch after epoch, starting at `first_epoch`.
+    def training_batches(self, epoch: int | tf.Variable = 0) -> tf.data.Dataset:
+        """The training batches of one epoch; their order depends on the seed and the epoch alone.
 
-        The order within an epoch depends on (seed, epoch) alone, so that training which resumes at an epoch
-        sees what it would have seen without the interruption. Take `steps_per_epoch` of them an epoch.
+        Training that resumes at an epoch so sees what it would have seen without the interruption. An int64
+        variable is read each time the dataset is iterated: `fit` iterates once an epoch, and a callback can set it.
         """
         source, seed, buffer = self.splits["train"], self.seed, self._buffer
 
-        def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
+        def batches(start: tf.Tensor) -> tf.data.Dataset:
+            number = start + tf.cast(epoch, tf.int64)
             # Golden-ratio hashing: neighbouring (seed, epoch) pairs get unrelated shuffles.
-            mixed = (epoch + 1) * 0x9E3779B1 + seed * 0x85EBCA77
+            mixed = (number + 1) * 0x9E3779B1 + seed * 0x85EBCA77
             return self._batched(_shuffled(source, buffer, mixed))
 
-        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max // 2**32)
-        return epochs.flat_map(epoch_batches).prefetch(tf.data.AUTOTUNE)
+        one_epoch = tf.data.Dataset.range(1).flat_map(batches)
+        sized = one_epoch.apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
+        return sized.prefetch(tf.data.AUTOTUNE)
 
     def fingerprint(self) -> str:
-        """A short hash of what the data are: name, sizes, batch size, seed, types, first and last examples."""
+        """A short hash of what the data are: name, sizes, batch size, seed, types and every example."""
         digest = hashlib.sha256()
         digest.update(repr((self.name, self.sizes, self.batch_size, self.seed, self.element_spec)).encode())
         digest.update(repr(self.class_names).encode())
-        for split, size in self.sizes.items():
-            ends = self.splits[split].take(8).concatenate(self.splits[split].skip(max(0, size - 8)))
-            for example in ends.as_numpy_iterator():
-                for part in tf.nest.flatten(example):
-                    digest.update(np.asarray(part).tobytes())
+        for split in SPLITS:
+            for batch in self.splits[split].batch(self.batch_size).prefetch(tf.data.AUTOTUNE):
+                for part in tf.nest.flatten(batch):
+                    digest.update(tf.io.serialize_tensor(part).numpy())
         return digest.hexdigest()[:16]
 
     @property
@@ -144,7 +145,7 @@ class Data:
 
 
 def _shuffled(source: tf.data.Dataset, buffer: int, seed: tf.Tensor) -> tf.data.Dataset:
-    """`source.shuffle` with a tensor as the seed, and that seed alone: the method mixes in TensorFlow's global one."""
+    """`source.shuffle` with a tensor as the seed, and that alone: the method mixes in TensorFlow's global one."""
     specs = tf.nest.flatten(source.element_spec)
     shuffled = tf.raw_ops.ShuffleDataset(
         input_dataset=tf.data.experimental.to_variant(source),
@@ -183,48 +184,41 @@ def from_arrays(
       ValueError: for arrays of unequal lengths, or an empty split.
     """
     train = _arrays("train", train)
-    size = len(tf.nest.flatten(train)[0])
-    order = np.random.default_rng(options.get("seed", 0)).permutation(size)
-    taken = 0
-    given: dict[str, Any] = {"validation": validation, "test": test}
+    given = {"validation": validation, "test": test}
+    parts = {split: _arrays(split, arrays) for split, arrays in given.items() if arrays is not None}
     fractions = {"validation": validation_fraction, "test": test_fraction}
-    for split, arrays in given.items():
-        if arrays is not None:
-            given[split] = _arrays(split, arrays)
-            continue
-        count = _share(split, fractions[split], size)
-        rows = np.sort(order[taken : taken + count])
-        given[split] = tf.nest.map_structure(lambda array, rows=rows: array[rows], train)
-        taken += count
-    rows = np.sort(order[taken:])
-    given["train"] = tf.nest.map_structure(lambda array: array[rows], train) if taken else train
-    splits = {split: tf.data.Dataset.from_tensor_slices(given[split]) for split in SPLITS}
-    return Data(splits, **options)
+    wanted = {split: fraction for split, fraction in fractions.items() if split not in parts}
+    for split, rows in _draw(len(tf.nest.flatten(train)[0]), wanted, options.get("seed", 0)).items():
+        parts[split] = tf.nest.map_structure(lambda array, rows=rows: array[rows], train)
+    return Data({split: tf.data.Dataset.from_tensor_slices(parts[split]) for split in SPLITS}, **options)
 
 
 def hold_out(
-    examples: tf.data.Dataset, fraction: float, seed: int, split: str = "validation"
-) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Draws a share of the examples by the seed; returns (the rest, the drawn), each of known size."""
+    examples: tf.data.Dataset, fractions: Mapping[str, float], seed: int
+) -> dict[str, tf.data.Dataset]:
+    """Draws splits from the examples by the seed; returns them and, as "train", the rest, of known sizes."""
     size = int(examples.cardinality())
-    count = _share(split, fraction, size)
-    drawn = np.zeros(size, bool)
-    drawn[np.random.default_rng(seed).permutation(size)[:count]] = True
-    is_drawn = tf.constant(drawn)
+    drawn = _draw(size, fractions, seed)
 
-    def select(wanted: bool, count: int) -> tf.data.Dataset:
-        chosen = examples.enumerate().filter(lambda index, _: is_drawn[index] == wanted)
-        return chosen.map(lambda _, example: example).apply(
-            tf.data.experimental.assert_cardinality(count)
-        )
+    def select(rows: np.ndarray) -> tf.data.Dataset:
+        is_chosen = tf.constant(np.isin(np.arange(size), rows))
+        chosen = examples.enumerate().filter(lambda index, _: is_chosen[index])
+        known_size = tf.data.experimental.assert_cardinality(len(rows))
+        return chosen.map(lambda _, example: example).apply(known_size)
 
-    return select(False, size - count), select(True, count)
+    return {split: select(rows) for split, rows in drawn.items()}
 
 
-def _share(split: str, fraction: float, size: int) -> int:
-    require(0 < fraction < 1, f"{split}_fraction must be in (0, 1), received {fraction!r}")
-    require(size > 0, f"cannot draw the {split} split: there are no training examples")
-    return max(1, round(size * fraction))
+def _draw(size: int, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
+    """The rows of each split, in rising order, and of "train", which keeps the rest."""
+    rest = np.random.default_rng(seed).permutation(size)
+    drawn = {}
+    for split, fraction in fractions.items():
+        require(0 < fraction < 1, f"{split}_fraction must be in (0, 1), received {fraction!r}")
+        require(size > 0, f"cannot draw the {split} split: there are no training examples")
+        count = max(1, round(size * fraction))
+        drawn[split], rest = np.sort(rest[:count]), rest[count:]
+    return {**drawn, "train": np.sort(rest)}
 
 
 def _arrays(split: str, arrays: Any) -> tuple[Any, ...]:
@@ -232,10 +226,21 @@ def _arrays(split: str, arrays: Any) -> tuple[Any, ...]:
         isinstance(arrays, tuple | list) and len(arrays) in (2, 3),
         f"{split} must be (x, y) or (x, y, sample_weight), received {type(arrays).__name__}",
     )
-    arrays = tuple(tf.nest.map_structure(np.asarray, part) for part in arrays)
+    arrays = tuple(tf.nest.map_structure(np.asarray, _structure(part)) for part in arrays)
+    require(
+        all(array.ndim for array in tf.nest.flatten(arrays)),
+        f"the arrays of {split} must have the examples along their first axis, received a single number",
+    )
     lengths = {len(array) for array in tf.nest.flatten(arrays)}
     require(
         len(lengths) == 1,
         f"the arrays of {split} must have as many rows each, received {sorted(lengths)}",
     )
     return arrays
+
+
+def _structure(part: Any) -> Any:
+    """`part` with lists of arrays, several inputs to Keras, as tuples: to tf.data every list is one array."""
+    if isinstance(part, list):
+        return tuple(part) if part and all(hasattr(each, "shape") for each in part) else np.asarray(part)
+    return part

@@ -34,7 +34,7 @@ def prepare_digits(data_dir: str) -> None:
     )
     rows = {"train": train, "test": test}
 
-    class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """1,797 handwritten digits of 8 x 8 pixels by 43 people."""
 
         name = "digits"

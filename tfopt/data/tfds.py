@@ -1,8 +1,12 @@
 """Image classification sets of TensorFlow Datasets, by name."""
 
 import difflib
+import itertools
 import os
 import pathlib
+import urllib.error
+import urllib.parse
+import urllib.request
 from typing import Any
 
 import tensorflow as tf
@@ -26,8 +30,9 @@ def from_tfds(
 ) -> Data:
     """Loads a TFDS image classification set as `Data`.
 
-    "digits", scikit-learn's handwritten digits (1,797 images of 8 x 8), ships with tfopt's dependencies: it is
-    written to `data_dir` as a TFDS set at its first use. Pixels are cached as uint8 and scaled batch by batch.
+    "digits", scikit-learn's handwritten digits (1,797 images of 8 x 8), ships with tfopt's dependencies: it
+    is written to `data_dir` as a TFDS set at its first use. Pixels are cached as uint8 and scaled batch by
+    batch.
 
     Args:
       name: as in `tfds.load`, with config and version where wanted: "mnist", "cifar10:3.0.2".
@@ -42,6 +47,7 @@ def from_tfds(
 
     Raises:
       FileNotFoundError: the set is not on disk and `download` is off.
+      ConnectionError: its host is out of reach.
       ValueError: an unknown name, or a set that is no image classification.
 
     >>> import tempfile
@@ -64,9 +70,9 @@ def from_tfds(
         if split in info.splits
     }
     require("train" in parts, f"{name!r} has no train split, it has {', '.join(info.splits)}")
-    for split in ("test", "validation"):
-        if split not in parts:
-            parts["train"], parts[split] = hold_out(parts["train"], validation_fraction, seed, split)
+    missing = {split: validation_fraction for split in ("validation", "test") if split not in parts}
+    if missing:
+        parts |= hold_out(parts["train"], missing, seed)
     low, high = value_range
     scale = (high - low) / _PIXELS
 
@@ -86,10 +92,19 @@ def from_tfds(
 def _builder(tfds: Any, name: str, base: str, download: bool) -> Any:
     # A prepared set is read from its folder: the catalogue, slow to import and to ask, is not needed.
     plain, _, version = name.partition(":")
-    for candidate in sorted(pathlib.Path(base, plain).glob(f"**/{version or '*'}/dataset_info.json"), reverse=True):
-        return tfds.builder_from_directory(str(candidate.parent))
+    found = [path.parent for path in pathlib.Path(base, plain).glob(f"**/{version or '*'}/dataset_info.json")]
+    # What a killed preparation left behind has no version for a name.
+    found = [folder for folder in found if tfds.core.Version.is_valid(folder.name)]
+    configs = sorted({str(folder.parent.relative_to(base)) for folder in found})
+    require(
+        len(configs) <= 1, f"the dataset {name!r} is there in several configs: choose {' or '.join(configs)}"
+    )
+    if found:
+        return tfds.builder_from_directory(str(max(found, key=lambda folder: tfds.core.Version(folder.name))))
     known = set(tfds.list_builders())
-    here = sorted(path.name for path in pathlib.Path(base).glob("*") if any(path.glob("**/dataset_info.json")))
+    here = sorted(
+        path.name for path in pathlib.Path(base).glob("*") if any(path.glob("**/dataset_info.json"))
+    )
     catalogue_name = plain.partition("/")[0]
     if catalogue_name not in known:
         near = difflib.get_close_matches(catalogue_name, sorted(known | set(here) | {"digits"}), n=3)
@@ -97,12 +112,28 @@ def _builder(tfds: Any, name: str, base: str, download: bool) -> Any:
         raise ValueError(f"unknown dataset {name!r}{hint} (on disk in {base}: {', '.join(here) or 'none'})")
     if download:
         builder = tfds.builder(name, data_dir=base)
+        _check_reachable(name, builder)
         builder.download_and_prepare()
         return builder
     raise FileNotFoundError(
         f"the dataset {name!r} is not prepared in {base} (there: {', '.join(here) or 'nothing'}): pass "
         f"data_dir= where it is, or download=True on a machine with a network"
     )
+
+
+def _check_reachable(name: str, builder: Any) -> None:
+    """Raises a ConnectionError at once where the set's host is out of reach; TFDS would retry for minutes."""
+    for url in itertools.islice(builder.url_infos, 1):
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=4).close()
+        except urllib.error.HTTPError:
+            pass  # an answer all the same
+        except OSError as error:
+            host = urllib.parse.urlsplit(url).netloc
+            raise ConnectionError(
+                f"cannot download the dataset {name!r}: {host} is out of reach ({error}); prepare it on a "
+                "machine with a network and pass data_dir="
+            ) from error
 
 
 def _supervised(tfds: Any, name: str, info: Any) -> tuple[str, str]:
@@ -129,6 +160,8 @@ def _examples(builder: Any, split: str, image: str, label: str) -> tf.data.Datas
     dataset = builder.as_dataset(split=split, shuffle_files=False)
     count = builder.info.splits[split].num_examples
     pairs = dataset.map(
-        lambda example: (example[image], example[label]), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        lambda example: (example[image], example[label]),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
     return pairs.apply(tf.data.experimental.assert_cardinality(count))

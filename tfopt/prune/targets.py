@@ -15,7 +15,7 @@ def prunable_variables(
 
     Without a selection: kernels, pointwise and recurrent kernels and embeddings of trainable layers. Depthwise
     kernels are left out, as in TFMOT: they are few and each counts. In layers that are selected, every trainable
-    variable of two or more dimensions is pruned.
+    variable of two or more dimensions is pruned, biases excepted.
 
     Args:
       model: a built Keras model of any kind.
@@ -63,6 +63,8 @@ def _reason(layer: keras.Layer, variable: keras.Variable, chosen: bool, by_name:
         return "not trainable"
     if len(variable.shape) < 2:
         return "has no kernel of two or more dimensions"
+    if variable.name == "bias":
+        return "a bias is not pruned"
     if by_name:
         return None
     if isinstance(layer, _DEPTHWISE) or variable.name == "depthwise_kernel":

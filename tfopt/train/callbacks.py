@@ -40,13 +40,24 @@ class NanGuard(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Raises where a step went wrong."""
+        steps = self.params["steps"]
         if self._first_bad is not None:
-            steps = self.params.get("steps") or 0
-            raise FloatingPointError(
-                f"the loss is not a finite number any more: first at step {self._first_bad + 1} of epoch {epoch + 1} "
-                f"(step {epoch * steps + self._first_bad + 1} of training). Lower the learning rate, look for "
-                "extreme inputs, or clip the gradients; nothing was saved of this epoch"
+            # Losses are seen after each call of the compiled function.
+            first = self._first_bad + 2 - self.model.steps_per_execution
+            where = f"at step {first}"
+            if self.model.steps_per_execution > 1:
+                where = f"within steps {first} to {min(self._first_bad + 1, steps)}"
+            where += f" of epoch {epoch + 1} (step {epoch * steps + first} of training)"
+        elif not math.isfinite((logs or {}).get("val_loss", 0.0)):
+            where = (
+                f"on the validation split after epoch {epoch + 1} (step {(epoch + 1) * steps} of training)"
             )
+        else:
+            return
+        raise FloatingPointError(
+            f"the loss is not a finite number any more: first {where}. Lower the learning rate, look for extreme "
+            "inputs, or clip the gradients; nothing was saved of this epoch"
+        )
 
 
 class StopEarly(keras.callbacks.Callback):
@@ -71,12 +82,7 @@ class StopEarly(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Takes the best weights back."""
-        self.take_best(self.model)
-
-    def take_best(self, model: keras.Model) -> None:
-        """Sets the weights of the best epoch."""
-        if self._best_weights:
-            model.set_weights(self._best_weights)
+        self.model.set_weights(self._best_weights)
 
     def state(self) -> dict[str, np.ndarray]:
         """Best loss, its epoch and weights, and whether training is over."""
@@ -136,18 +142,26 @@ class Checkpoint(keras.callbacks.Callback):
             return
         arrays, self.history, self.epochs_done = saved
         variables = self._variables(model)
-        missing = set(variables) - set(arrays)
-        if missing:
+        wanted = {(name, tuple(variable.shape)) for name, variable in variables.items()}
+        differing = wanted ^ {
+            (name, each.shape) for name, each in arrays.items() if not name.startswith("part/")
+        }
+        if differing:
+            names = sorted({name for name, _ in differing})
             raise ValueError(
-                f"{self.path} is a checkpoint of another model: it has no {', '.join(sorted(missing)[:3])}; delete "
-                "it to start this stage again"
+                f"{self.path} is a checkpoint of another model: {', '.join(names[:3])} differ in shape or are in one "
+                "of them only; delete it to start this stage again"
             )
         for name, variable in variables.items():
             variable.assign(arrays[name])
         for index, part in enumerate(self.parts):
             prefix = f"part/{index}/"
             part.restore(
-                {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+                {
+                    name.removeprefix(prefix): value
+                    for name, value in arrays.items()
+                    if name.startswith(prefix)
+                }
             )
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -156,7 +170,8 @@ class Checkpoint(keras.callbacks.Callback):
         for key, value in (logs or {}).items():
             self.history.setdefault(key, []).append(float(value))
         arrays = {
-            name: keras.ops.convert_to_numpy(variable) for name, variable in self._variables(self.model).items()
+            name: keras.ops.convert_to_numpy(variable)
+            for name, variable in self._variables(self.model).items()
         }
         for index, part in enumerate(self.parts):
             arrays.update({f"part/{index}/{key}": value for key, value in part.state().items()})

@@ -101,9 +101,10 @@ class Fit(Config):
             self.early_stopping is None or self.early_stopping >= 1,
             f"early_stopping must be None or a number of epochs from 1, received {self.early_stopping!r}",
         )
+        weights = self.class_weight
         require(
-            not isinstance(self.class_weight, str) or self.class_weight == "balanced",
-            f'class_weight must be a dict, "balanced" or None, received {self.class_weight!r}',
+            weights is None or isinstance(weights, Mapping) or weights == "balanced",
+            f'class_weight must be a dict, "balanced" or None, received {weights!r}',
         )
         names = optimizer_names()
         require(
@@ -133,12 +134,17 @@ class Fit(Config):
         """The weight of each class for these data.
 
         Raises:
-          ValueError: the targets are not integer labels, or a class has no weight.
+          ValueError: the targets are not integer labels, the data have weights already, or a class has none.
         """
         if self.class_weight is None:
             return None
         require(
-            has_integer_labels(data), f"class_weight needs integer labels; the data give {data.element_spec[1]}"
+            has_integer_labels(data),
+            f"class_weight needs integer labels; the data give {data.element_spec[1]}",
+        )
+        require(
+            len(data.element_spec) == 2,
+            "class_weight cannot be used with sample weights: multiply it into the third part of the data",
         )
         labels = np.concatenate([np.ravel(batch[1].numpy()) for batch in data.batches("train")])
         classes, counts = np.unique(labels, return_counts=True)
@@ -154,7 +160,9 @@ class Fit(Config):
 def optimizer_names() -> list[str]:
     """Names of Keras' optimizers, in lower case; making one to see would start TensorFlow's runtime."""
     base = keras.optimizers.Optimizer
-    classes = [each for each in vars(keras.optimizers).values() if isinstance(each, type) and issubclass(each, base)]
+    classes = [
+        each for each in vars(keras.optimizers).values() if isinstance(each, type) and issubclass(each, base)
+    ]
     wrappers = (base, keras.optimizers.LossScaleOptimizer)
     return sorted(each.__name__.lower() for each in classes if each not in wrappers)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfopt.data import Data
 from tfopt.invariants import Invariant, keeping
@@ -53,6 +54,8 @@ def train(
             steps_per_execution=fit.steps_per_execution,
         )
         trainee.optimizer.build(trainee.trainable_variables)
+        logs = str(folder.parent / "tensorboard" / label)
+        boards = [keras.callbacks.TensorBoard(logs)] if fit.tensorboard else []
         stop = [StopEarly(fit.early_stopping)] if fit.early_stopping else []
         checkpoint = Checkpoint(folder / "checkpoint.npz", [*callbacks, *stop])
         checkpoint.resume(trainee)
@@ -60,30 +63,31 @@ def train(
         over = any(each.stopped for each in stop)
         with progress_bar(label, epochs * steps) as bar:
             bar.update(first * steps, f"continued after epoch {first}" if first else None)
-            if first < epochs and not over:
-                boards = [keras.callbacks.TensorBoard(str(folder.parent / "tensorboard" / label))]
-                trainee.fit(
-                    data.training_batches(first),
-                    epochs=epochs,
-                    initial_epoch=first,
-                    steps_per_epoch=steps,
-                    validation_data=data.validation,
-                    class_weight=fit.class_weights(data),
-                    shuffle=False,
-                    verbose=0,
-                    # The guard before the checkpoint: an epoch that went wrong is never saved.
-                    callbacks=[
-                        NanGuard(),
-                        *callbacks,
-                        *stop,
-                        checkpoint,
-                        Advance(bar, first, steps),
-                        *(boards if fit.tensorboard else []),
-                    ],
-                )
-            else:
-                for each in stop:
-                    each.take_best(trainee)
+            # Finite batches, one set an epoch: of an endless stream, steps_per_execution would take too many.
+            epoch = tf.Variable(first, dtype=tf.int64)
+            set_epoch = keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda number, logs: epoch.assign(number)
+            )
+            trainee.fit(
+                data.training_batches(epoch),
+                epochs=epochs,
+                # A training that was over is ended once more: callbacks do their last part there.
+                initial_epoch=epochs if over else first,
+                validation_data=data.validation,
+                class_weight=fit.class_weights(data),
+                shuffle=False,
+                verbose=0,
+                # The guard before the checkpoint: an epoch that went wrong is never saved.
+                callbacks=[
+                    set_epoch,
+                    NanGuard(),
+                    *callbacks,
+                    *stop,
+                    checkpoint,
+                    Advance(bar, first, steps),
+                    *boards,
+                ],
+            )
     trained = trainee if trainee is model else to_policy(trainee, "float32")
     task.compile(trained, jit_compile=fit.uses_xla())
     return trained, checkpoint.history

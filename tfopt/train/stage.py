@@ -14,6 +14,7 @@ from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit, check_training
 from tfopt.train.loop import train
 from tfopt.train.precision import to_policy
+from tfopt.train.task import task_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -125,3 +126,5 @@ def validate_training(work: Work, epochs: int, fit: Fit) -> None:
         # Not every model can be rebuilt in another precision.
         to_policy(model, fit.precision)
     check_data(data, model)
+    task_of(model, data)
+    fit.class_weights(data)

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfopt.data import Data
 from tfopt.data.check import has_integer_labels, output_shape
@@ -22,7 +23,7 @@ class Task:
     def compile(self, model: keras.Model, optimizer: Any = "sgd", **options: Any) -> None:
         """Compiles the model for this task.
 
-        Plain SGD, for models that are only evaluated and saved, has no state: that of Adam would triple the file.
+        Plain SGD, for models that are only evaluated and saved, has no state: Adam's would triple the file.
         """
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         model.compile(optimizer=optimizer, **own, **options)
@@ -42,8 +43,8 @@ def task_of(model: keras.Model, data: Data) -> Task:
         if config is None or config.get("loss") is None:
             raise ValueError(
                 f"the model {model.name!r} is compiled with a loss that cannot be written down (received "
-                f"{getattr(model, 'loss', None)!r}): use a Keras loss by name or object, or register your own "
-                "with @keras.saving.register_keras_serializable"
+                f"{getattr(model, 'loss', None)!r}): use a Keras loss by name or object, or register your own with "
+                "@keras.saving.register_keras_serializable"
             )
         restored = {
             key: keras.saving.deserialize_keras_object(config.get(key))
@@ -67,7 +68,19 @@ def task_of(model: keras.Model, data: Data) -> Task:
         logits = not _is_distribution(model, data)
         return Task(keras.losses.SparseCategoricalCrossentropy(from_logits=logits), ["accuracy"])
     target = data.element_spec[1]
-    if tuple(target.shape[1:]) == (units,) and _is_distribution(model, data):
+    if not isinstance(target, tf.TensorSpec):
+        raise ValueError(
+            f"the data {data.name!r} give {len(tf.nest.flatten(target))} targets, the model {model.name!r} has one output"
+        )
+    # Keras takes single numbers and rows of one number for the same.
+    accepted = [shape[1:], shape[1:-1]] if units == 1 else [shape[1:]]
+    if not any(target.shape[1:].is_compatible_with(each) for each in accepted):
+        raise ValueError(
+            f"the data {data.name!r} give targets of shape {tuple(target.shape[1:])} an example, the model "
+            f"{model.name!r} outputs of shape {shape[1:]}: make them equal, or compile the model with a loss of "
+            "its own"
+        )
+    if _is_distribution(model, data):
         return Task(keras.losses.CategoricalCrossentropy(), ["accuracy"])
     return Task("mean_squared_error", ["mean_absolute_error"])
 
