@@ -1,7 +1,7 @@
 """CIFAR-10 through the same chain, with MLPerf Tiny's ResNet-8: train or load, prune, export, measure.
 
-    python -m recipes.cifar10_resnet8 --dataset=cifar10 --data_dir=~/tensorflow_datasets
-    python -m recipes.cifar10_resnet8 --model=mlperf_resnet8_cifar10.keras --value_high=255
+python -m recipes.cifar10_resnet8 --dataset=cifar10 --data_dir=~/tensorflow_datasets
+python -m recipes.cifar10_resnet8 --model=mlperf_resnet8_cifar10.keras --value_high=255
 """
 
 from collections.abc import Sequence

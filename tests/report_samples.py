@@ -72,9 +72,7 @@ def digits() -> Report:
                 "ExportTFLite(quantization='int8', float_io=False)",
                 3.4,
                 metrics={"before": {"accuracy": 0.9806}, "after": {"accuracy": 0.9806}},
-                invariants=[
-                    {"invariant": "Sparsity(0.8)", "holds": True, "detail": "0.801 in the flatbuffer"}
-                ],
+                invariants=[{"invariant": "Sparsity(0.8)", "holds": True, "detail": "0.801 in the flatbuffer"}],
             ),
         ),
         chain=(

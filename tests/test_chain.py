@@ -132,7 +132,7 @@ def test_a_chain_goes_on_after_its_last_finished_stage(finished, data, tmp_path)
 
 
 def test_a_workdir_of_other_settings_is_refused_with_the_difference(finished, data):
-    work, workdir, model = finished
+    _, workdir, model = finished
     start = tfopt.Work(model, data, workdir)
     with pytest.raises(ValueError, match=r"stage 2 was Prune\(final_sparsity=0.6.*now Prune\(final_sparsity=0.7"):
         tfopt.run(chain(sparsity=0.7), start, recipe="blobs")
@@ -217,7 +217,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("message", "make"), REFUSED, ids=[message[:30] for message, _ in REFUSED])
 def test_a_chain_that_cannot_work_is_refused_before_anything_is_trained(data, tmp_path, message, make):
-    with pytest.raises((ValueError, TypeError)) as caught:  # noqa: PT011: the message is compared below
+    with pytest.raises((ValueError, TypeError)) as caught:
         tfopt.run(make(), tfopt.Work(small_model(), data, tmp_path / "run"))
     assert message in str(caught.value)
     assert not list((tmp_path / "run").glob("01-*"))
@@ -289,7 +289,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
         (path / "model.keras").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OSError, match=r"the disk is full: cannot write .*stage .*Free some space"):  # noqa: PT012
+    with pytest.raises(OSError, match=r"the disk is full: cannot write .*stage .*Free some space"):
         with atomic_path(target) as temporary:
             write(temporary)
     assert list(tmp_path.iterdir()) == []

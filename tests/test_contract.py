@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import tfopt
 from tests.conftest import small_model
-from tfopt.train import models  # noqa: F401: named in the reprs of stages
+from tfopt.train import models  # noqa: F401 - named in the reprs of stages
 
 FIT = tfopt.Fit(learning_rate=3e-3)
 

@@ -36,9 +36,7 @@ def randomized(model, seed=0):
     rng = np.random.default_rng(seed)
     for weight in model.weights:
         if weight.dtype.is_floating and "count" not in weight.name:
-            values = rng.uniform(0.05, 0.5, weight.shape) * (
-                1 if "variance" in weight.name else rng.choice([-1, 1])
-            )
+            values = rng.uniform(0.05, 0.5, weight.shape) * (1 if "variance" in weight.name else rng.choice([-1, 1]))
             weight.assign(values)
     for layer in model._flatten_layers():
         layer.finalize_state()
@@ -84,9 +82,7 @@ def dense():
                 8,
                 activation="gelu",
                 input_shape=(5,),
-                kernel_initializer=tf_keras.initializers.VarianceScaling(
-                    2.0, "fan_out", "untruncated_normal"
-                ),
+                kernel_initializer=tf_keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
                 kernel_regularizer=tf_keras.regularizers.L1L2(0.1, 0.2),
                 kernel_constraint=tf_keras.constraints.MaxNorm(3.0),
                 name="first",
@@ -187,17 +183,13 @@ def attention():
     w = K2.Attention(use_scale=True)([x, y])
     v = K2.AdditiveAttention()([x, y])
     e = K2.EinsumDense("abc,cd->abd", output_shape=(None, 4), bias_axes="d")(K2.Dropout(0.3)(y))
-    return tf_keras.Model(
-        tokens, [K2.GlobalAveragePooling1D()(z), K2.LSTM(3)(w), K2.GlobalAveragePooling1D()(v), e]
-    )
+    return tf_keras.Model(tokens, [K2.GlobalAveragePooling1D()(z), K2.LSTM(3)(w), K2.GlobalAveragePooling1D()(v), e])
 
 
 def attention_scores():
     query, value = tf_keras.Input((4, 6)), tf_keras.Input((5, 6))
     y, scores = K2.MultiHeadAttention(2, 4, attention_axes=(1,))(query, value, return_attention_scores=True)
-    return tf_keras.Model(
-        [query, value], [y, scores, K2.Attention(score_mode="concat")([query, value, value])]
-    )
+    return tf_keras.Model([query, value], [y, scores, K2.Attention(score_mode="concat")([query, value, value])])
 
 
 def masking():
@@ -271,9 +263,7 @@ def preprocessing():
 
 def merges():
     a, b = tf_keras.Input((4,)), tf_keras.Input((4,))
-    merged = [
-        layer()([a, b]) for layer in (K2.Add, K2.Multiply, K2.Average, K2.Maximum, K2.Minimum, K2.Concatenate)
-    ]
+    merged = [layer()([a, b]) for layer in (K2.Add, K2.Multiply, K2.Average, K2.Maximum, K2.Minimum, K2.Concatenate)]
     return tf_keras.Model([a, b], K2.Dense(3, activation="hard_sigmoid")(K2.Concatenate()(merged)))
 
 
@@ -309,9 +299,7 @@ QUICK = {(make, ("h5", "keras")[position % 2]) for position, make in enumerate(M
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
-        pytest.param(
-            make, kind, marks=() if (make, kind) in QUICK else pytest.mark.slow, id=f"{make.__name__}-{kind}"
-        )
+        pytest.param(make, kind, marks=() if (make, kind) in QUICK else pytest.mark.slow, id=f"{make.__name__}-{kind}")
         for make in MODELS
         for kind in ("h5", "keras", "saved_model")
     ],
@@ -326,9 +314,7 @@ def test_outputs_equal_tf_keras(make, kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["hdf5 in keras", "saved_model"])
-@pytest.mark.parametrize(
-    "make", [convolutions, nested_and_shared, names_with_slashes], ids=lambda make: make.__name__
-)
+@pytest.mark.parametrize("make", [convolutions, nested_and_shared, names_with_slashes], ids=lambda make: make.__name__)
 def test_other_formats(make, kind, tmp_path):
     reference = randomized(make())
     assert_same(load_model(save(reference, tmp_path, kind)), reference)
@@ -396,9 +382,7 @@ def test_configs_of_layers_stay(tmp_path):
     layer = model.get_layer("first")
     assert (layer.activation, layer.units) == (keras.activations.gelu, 8)
     assert layer.kernel_initializer.get_config()["scale"] == 2.0
-    assert (float(layer.kernel_regularizer.l1), float(layer.kernel_regularizer.l2)) == pytest.approx(
-        (0.1, 0.2)
-    )
+    assert (float(layer.kernel_regularizer.l1), float(layer.kernel_regularizer.l2)) == pytest.approx((0.1, 0.2))
     assert layer.kernel_constraint.max_value == 3.0
     assert model.input_shape == (None, 5)
     assert not model.compiled
@@ -502,9 +486,7 @@ class Scale(keras.layers.Layer):
 def test_custom_layers(kind, tmp_path):
     reference = randomized(functional((4,), K2.Dense(3), Scale2(2.0, name="scaled"), K2.Dense(2)))
     path = save(reference, tmp_path, kind)
-    with pytest.raises(
-        ValueError, match=r"'scaled' needs the class 'Scale'.*custom_objects={'Scale': Scale}"
-    ):
+    with pytest.raises(ValueError, match=r"'scaled' needs the class 'Scale'.*custom_objects={'Scale': Scale}"):
         load_model(path)
     model = load_model(path, {"Scale": Scale})
     assert isinstance(model.get_layer("scaled"), Scale)
@@ -526,9 +508,7 @@ def test_a_custom_layer_that_computes_something_else_is_named(sequential, tmp_pa
     else:
         reference = functional((4,), *layers)
     path = save(randomized(reference), tmp_path, "saved_model")
-    with pytest.raises(
-        RuntimeError, match=r"differs from tf_keras by .*first layer that differs is 'scaled'"
-    ):
+    with pytest.raises(RuntimeError, match=r"differs from tf_keras by .*first layer that differs is 'scaled'"):
         load_model(path, {"Scale": Other})
 
 
@@ -561,9 +541,7 @@ def test_marshalled_code_in_keras3_files_is_refused(tmp_path):
         model.save(tmp_path / name)
         with pytest.raises(ValueError, match=r"'evil' holds marshalled Python code.*safe_mode=False"):
             load_model(tmp_path / name)
-    assert load_model(tmp_path / "m.keras", safe_mode=False).predict(np.ones((1, 3)), verbose=0).tolist() == [
-        [2, 2, 2]
-    ]
+    assert load_model(tmp_path / "m.keras", safe_mode=False).predict(np.ones((1, 3)), verbose=0).tolist() == [[2, 2, 2]]
 
 
 def rewrite(source, target, change):
@@ -662,9 +640,7 @@ def test_keras3_file_with_an_unknown_layer_names_it(tmp_path):
     model = keras.Sequential([keras.Input((3,)), Scale(name="scaled")])
     for name in ("m.keras", "m.h5"):
         model.save(tmp_path / name)
-        with pytest.raises(
-            ValueError, match=r"'scaled' needs the class 'Scale'.*custom_objects={'Scale': Scale}"
-        ):
+        with pytest.raises(ValueError, match=r"'scaled' needs the class 'Scale'.*custom_objects={'Scale': Scale}"):
             load_model(tmp_path / name)
         assert isinstance(load_model(tmp_path / name, {"Scale": Scale}).get_layer("scaled"), Scale)
 
@@ -697,9 +673,7 @@ def test_missing_file_names_the_nearest(tmp_path):
     (tmp_path / "modle.keras").touch()
     with pytest.raises(FileNotFoundError, match=r"nearest name in .* is 'modle.keras'"):
         load_model(tmp_path / "model.keras")
-    with pytest.raises(
-        FileNotFoundError, match=f"Its folder .*absent does not exist either; {tmp_path} does"
-    ):
+    with pytest.raises(FileNotFoundError, match=f"Its folder .*absent does not exist either; {tmp_path} does"):
         load_model(tmp_path / "absent" / "model.keras")
 
 

@@ -155,7 +155,7 @@ def test_gradient_accumulation_prunes_at_the_same_steps():
 
 def test_an_averaging_optimizer_cannot_bring_weights_back():
     optimizer = keras.optimizers.Adam(use_ema=True, ema_momentum=0.9)
-    model, callback, _, _ = pruned(SCHEDULE, optimizer=optimizer)
+    _, callback, _, _ = pruned(SCHEDULE, optimizer=optimizer)
     assert callback.sparsity == {path: round(0.8 * size) / size for path, size in KERNELS.items()}
 
 
@@ -173,7 +173,7 @@ def test_a_users_own_constraint_is_kept():
 
 def test_zeros_outlive_a_later_fit_without_the_callback():
     x, y = blobs(96)
-    model, callback, _, _ = pruned(SCHEDULE)
+    model, _, _, _ = pruned(SCHEDULE)
     before = {each.path: each.numpy() == 0 for each in model.trainable_variables if "kernel" in each.path}
     model.fit(x, y, epochs=2, verbose=0)
     model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)

@@ -38,9 +38,7 @@ def test_design_schema_is_kept():
     values = digits().to_dict()
     assert list(values) == ["recipe", "environment", "stages", "chain", "artefacts"]
     assert {"versions", "cpu", "threads"} <= set(values["environment"])
-    assert {"name", "repr", "seconds", "metrics", "changed", "skipped", "invariants"} <= set(
-        values["stages"][0]
-    )
+    assert {"name", "repr", "seconds", "metrics", "changed", "skipped", "invariants"} <= set(values["stages"][0])
     assert set(values["stages"][1]["skipped"][0]) == {"layer", "reason"}
 
 
@@ -128,9 +126,7 @@ def test_bad_input_is_named(make, error, message):
 
 
 def test_repr_and_str_are_short():
-    assert repr(digits()) == (
-        "<Report 'digits_int8': 3 stages, Train (float32), Prune (float32), ExportTFLite (int8)>"
-    )
+    assert repr(digits()) == ("<Report 'digits_int8': 3 stages, Train (float32), Prune (float32), ExportTFLite (int8)>")
     lines = str(digits()).splitlines()
     assert lines[0].startswith("digits_int8: From Train (float32) to ExportTFLite (int8): accuracy 98.33 %")
     assert len(lines) == 4

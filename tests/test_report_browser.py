@@ -72,9 +72,7 @@ def test_browser_shows_the_page_and_asks_for_nothing_else(name, articles, tmp_pa
 @needs_chromium
 def test_browser_would_load_nothing_even_if_the_page_asked(tmp_path):
     path = digits().write(tmp_path / "site")["html"]
-    foreign = (
-        '<img src="/same.png"><img src="http://a.b/other.png"><script>document.title = "ran"</script></main>'
-    )
+    foreign = '<img src="/same.png"><img src="http://a.b/other.png"><script>document.title = "ran"</script></main>'
     path.write_text(path.read_text(encoding="utf-8").replace("</main>", foreign), encoding="utf-8")
     shown, asked, _ = _browse(tmp_path / "site", tmp_path)
     assert asked == ["/report.html"]

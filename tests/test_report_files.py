@@ -74,9 +74,7 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(name):
     text = html_of(name)
     found = Page(text)
     assert not {"script", "img", "iframe", "object", "embed", "image", "base", "form"} & set(found.tags)
-    references = [
-        value for name, value in found.attributes if name in ("href", "src", "xlink:href", "srcset")
-    ]
+    references = [value for name, value in found.attributes if name in ("href", "src", "xlink:href", "srcset")]
     assert all(each.startswith(("data:,", "#", "./")) for each in references), references
     assert not [name for name, _ in found.attributes if name.startswith("on")]
     style = text[text.index("<style>") : text.index("</style>")]

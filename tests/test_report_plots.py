@@ -17,9 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def _texts(svg: str) -> list[str]:
     return [
-        "".join(each.itertext())
-        for each in xml.etree.ElementTree.fromstring(svg).iter()
-        if each.tag.endswith("text")
+        "".join(each.itertext()) for each in xml.etree.ElementTree.fromstring(svg).iter() if each.tag.endswith("text")
     ]
 
 
@@ -108,8 +106,6 @@ def test_report_is_light_to_import_and_needs_no_pyplot():
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     # `import tfopt` itself may import TensorFlow; the report must not.
-    stub = (
-        "import sys, types; t = types.ModuleType('tfopt'); t.__path__ = ['tfopt']; sys.modules['tfopt'] = t;"
-    )
+    stub = "import sys, types; t = types.ModuleType('tfopt'); t.__path__ = ['tfopt']; sys.modules['tfopt'] = t;"
     done = subprocess.run([sys.executable, "-c", stub + script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

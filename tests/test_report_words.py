@@ -71,9 +71,7 @@ def test_summary_of_one_row_compares_nothing():
         "latency 0.0213 ms. Nothing to compare it with."
     )
     assert words.steps(one_row().chain) == []
-    assert "accuracy not measured, size not measured, latency not measured" in words.summary(
-        [{"variant": "a"}]
-    )
+    assert "accuracy not measured, size not measured, latency not measured" in words.summary([{"variant": "a"}])
 
 
 def test_a_broken_promise_is_named():

@@ -55,9 +55,7 @@ def test_two_inputs_and_outputs_keep_names_and_order(quantization, nested, tmp_p
     assert list(file.inputs) == [each.name for each in model.inputs]
     assert list(file.outputs) == (["second", "first"] if nested else ["zeta", "alpha"])
     assert list(file.signatures) == ["serving_default"]
-    expected = model(
-        {name: values.astype("float32") for name, values in x.items()} if nested else [*x.values()]
-    )
+    expected = model({name: values.astype("float32") for name, values in x.items()} if nested else [*x.values()])
     received = predict_tflite(tmp_path / "m.tflite", x)
     for name, values in zip(file.outputs, expected.values() if nested else expected, strict=True):
         assert np.abs(values - received[name]).max() <= 0.1 * np.abs(values).max()
@@ -106,9 +104,7 @@ def test_raw_outputs_are_the_integers(exported):
 
 
 def test_ten_thousand_images_run_in_reasonable_time(tmp_path):
-    model = keras.Sequential(
-        [keras.Input((32, 32, 3)), layers.Conv2D(4, 3, strides=4), layers.GlobalMaxPooling2D()]
-    )
+    model = keras.Sequential([keras.Input((32, 32, 3)), layers.Conv2D(4, 3, strides=4), layers.GlobalMaxPooling2D()])
     export_tflite(model, tmp_path / "m.tflite", "int8", normal(model))
     x = np.random.default_rng(0).integers(0, 256, (10_000, 32, 32, 3)).astype("uint8")
     assert predict_tflite(tmp_path / "m.tflite", x).shape == (10_000, 4)
@@ -125,9 +121,7 @@ def test_recurrent_layers(tmp_path):
     x = normal(model)
     assert export_tflite(model, tmp_path / "m.tflite").ops["WHILE"] == 1
     np.testing.assert_allclose(predict_tflite(tmp_path / "m.tflite", x), model(x), atol=1e-5)
-    with pytest.raises(
-        ValueError, match=r"runs a loop in .*lstm.*cannot be calibrated for int8: .*unroll=True"
-    ):
+    with pytest.raises(ValueError, match=r"runs a loop in .*lstm.*cannot be calibrated for int8: .*unroll=True"):
         export_tflite(model, tmp_path / "m.tflite", "int8", x)
     with pytest.raises(ValueError, match="static batch only: pass batch_size=1"):
         export_tflite(model, tmp_path / "m.tflite", batch_size=None)
@@ -237,9 +231,7 @@ def test_calibration_takes_no_more_than_asked(exported, tmp_path):
     model, x, measured = exported(dense_net, "int8")
     outliers = np.concatenate([x, 1000 * x])
     export_tflite(model, tmp_path / "m.tflite", "int8", outliers, calibration_examples=len(x))
-    scales = [
-        read_tflite(p).inputs["x"].quantization.scales[0] for p in (tmp_path / "m.tflite", measured.path)
-    ]
+    scales = [read_tflite(p).inputs["x"].quantization.scales[0] for p in (tmp_path / "m.tflite", measured.path)]
     assert scales[0] == scales[1]
 
 

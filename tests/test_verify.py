@@ -193,10 +193,7 @@ def test_one_unit(activation, loss, labels, metric, tmp_path):
 def test_metric_by_loss_before_labels():
     outputs = np.random.default_rng(0).random((5, 3))
     assert choose_metric("sparse_categorical_crossentropy", np.zeros(5), outputs).name == "accuracy"
-    assert (
-        choose_metric(keras.losses.MeanSquaredError(), np.zeros(5, int), outputs).name
-        == "mean_absolute_error"
-    )
+    assert choose_metric(keras.losses.MeanSquaredError(), np.zeros(5, int), outputs).name == "mean_absolute_error"
     assert choose_metric(None, outputs, outputs).name == "mean_absolute_error"
     assert choose_metric(None, None, outputs[:, :1]) is None
 
@@ -260,9 +257,7 @@ def test_bad_data(files, data, message):
 
 def test_a_file_of_another_model_is_told(files):
     other = keras.Sequential([keras.Input((4,), name="x"), layers.Dense(2, name="y")])
-    with pytest.raises(
-        ValueError, match=r"has the inputs x, the file .* has image: it was exported from another"
-    ):
+    with pytest.raises(ValueError, match=r"has the inputs x, the file .* has image: it was exported from another"):
         verify_tflite(other, files / "int8.tflite", np.zeros((2, 4)))
     wider = keras.Sequential(
         [keras.Input((9, 9, 3), name="image"), layers.Flatten(), layers.Dense(10, name="probabilities")]

@@ -33,12 +33,13 @@ def run(stages: Sequence[Stage], work: Work, recipe: str = "") -> Work:
             hint = f": write {stage.__name__}(...)" if isinstance(stage, type) else ""
             raise TypeError(f"a chain is a list of stages; received {stage!r} in it{hint}")
     work = work.with_workdir().replace(report=Report(recipe, describe_environment()))
-    assert work.workdir is not None
-    with locked(work.workdir):
+    workdir = work.workdir
+    assert workdir is not None
+    with locked(workdir):
         if work.model is not None:
             work.need_model()
         mine = identity(recipe, stages, work)
-        claim(work.workdir, mine)
+        claim(workdir, mine)
         work = adopt(work)
         validate(stages, work)
         for index, stage in enumerate(stages):
@@ -48,7 +49,7 @@ def run(stages: Sequence[Stage], work: Work, recipe: str = "") -> Work:
             else:
                 with _named(index, stages):
                     work = stage(work)
-            work.report.write(work.workdir)
+            work.report.write(workdir)
     return work
 
 

@@ -24,15 +24,20 @@ class Invariant(Protocol):
 
     kind: ClassVar[str]
 
-    def constraint(self, variable: keras.Variable) -> Constraint | None: ...
+    def constraint(self, variable: keras.Variable) -> Constraint | None:
+        """What keeps the promise for a variable in training."""
 
-    def check(self, model: keras.Model) -> list[str]: ...
+    def check(self, model: keras.Model) -> list[str]:
+        """What is broken in a model."""
 
-    def check_tflite(self, path: Any, model: keras.Model) -> list[str]: ...
+    def check_tflite(self, path: Any, model: keras.Model) -> list[str]:
+        """What is broken in the file that a model was exported to."""
 
-    def follow(self, renamed: Mapping[str, str]) -> "Invariant": ...
+    def follow(self, renamed: Mapping[str, str]) -> "Invariant":
+        """The same promise for variables with new paths."""
 
-    def to_dict(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data from which `from_dict` makes the same promise."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -104,6 +109,7 @@ class FixedMask:
         self.mask = replica_variable(keras.ops.convert_to_numpy(variable) != 0, variable)
 
     def __call__(self, value: Any) -> tf.Tensor:
+        """The value with its zeros put back."""
         value = tf.convert_to_tensor(value)
         return value * tf.cast(self.mask, value.dtype)
 
@@ -157,6 +163,7 @@ class Constraints:
         self.parts = tuple(parts)
 
     def __call__(self, value: Any) -> Any:
+        """The value after all of them."""
         for part in self.parts:
             value = part(value)
         return value

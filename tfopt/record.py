@@ -17,6 +17,7 @@ class Record:
     """
 
     def keys(self) -> Iterator[str]:
+        """The names of the fields, as of a dict."""
         return (field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
 
     def __getitem__(self, key: str) -> Any:

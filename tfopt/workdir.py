@@ -213,7 +213,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "a")  # noqa: SIM115: closed, and so unlocked, below
+        lock = open(workdir / ".lock", "a")  # noqa: SIM115 - closed, and so unlocked, below
     except OSError as error:
         raise type(error)(
             error.errno, f"cannot write to the workdir {workdir} ({error.strerror}): choose another one"
@@ -228,4 +228,3 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         for leftover in workdir.rglob(".*.tmp*"):
             remove(leftover)
         yield
-

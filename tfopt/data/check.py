@@ -11,7 +11,6 @@ import tensorflow as tf
 from tfopt.config import require
 from tfopt.data.dataset import SPLITS, Data
 
-
 # A chain checks the same data for each of its stages; they are read once.
 _checked: "weakref.WeakKeyDictionary[Data, dict[Any, dict[str, int]]]" = weakref.WeakKeyDictionary()
 
@@ -42,9 +41,7 @@ def check_data(data: Data, model: keras.Model | None = None, max_examples: int =
         classes = len(data.class_names)
     known = _checked.setdefault(data, {})
     if (classes, max_examples) not in known:
-        known[classes, max_examples] = {
-            split: _check_split(data, split, classes, max_examples) for split in SPLITS
-        }
+        known[classes, max_examples] = {split: _check_split(data, split, classes, max_examples) for split in SPLITS}
     return known[classes, max_examples]
 
 

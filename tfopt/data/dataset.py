@@ -193,9 +193,7 @@ def from_arrays(
     return Data({split: tf.data.Dataset.from_tensor_slices(parts[split]) for split in SPLITS}, **options)
 
 
-def hold_out(
-    examples: tf.data.Dataset, fractions: Mapping[str, float], seed: int
-) -> dict[str, tf.data.Dataset]:
+def hold_out(examples: tf.data.Dataset, fractions: Mapping[str, float], seed: int) -> dict[str, tf.data.Dataset]:
     """Draws splits from the examples by the seed; returns them and, as "train", the rest, of known sizes."""
     size = int(examples.cardinality())
     drawn = _draw(size, fractions, seed)

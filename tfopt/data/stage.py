@@ -40,9 +40,7 @@ class LoadTFDS(Stage):
         """Loads the set."""
         data = _load(self, work.seed)
         sizes = ", ".join(f"{size:,} {split}" for split, size in data.sizes.items())
-        return Outcome(
-            work.replace(data=data), notes=[f"{data.name}: {sizes} examples of shape {data.input_shape}"]
-        )
+        return Outcome(work.replace(data=data), notes=[f"{data.name}: {sizes} examples of shape {data.input_shape}"])
 
 
 # One set is kept, so that the validation of a chain and the run after it share its cache.

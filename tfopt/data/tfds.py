@@ -96,15 +96,11 @@ def _builder(tfds: Any, name: str, base: str, download: bool) -> Any:
     # What a killed preparation left behind has no version for a name.
     found = [folder for folder in found if tfds.core.Version.is_valid(folder.name)]
     configs = sorted({str(folder.parent.relative_to(base)) for folder in found})
-    require(
-        len(configs) <= 1, f"the dataset {name!r} is there in several configs: choose {' or '.join(configs)}"
-    )
+    require(len(configs) <= 1, f"the dataset {name!r} is there in several configs: choose {' or '.join(configs)}")
     if found:
         return tfds.builder_from_directory(str(max(found, key=lambda folder: tfds.core.Version(folder.name))))
     known = set(tfds.list_builders())
-    here = sorted(
-        path.name for path in pathlib.Path(base).glob("*") if any(path.glob("**/dataset_info.json"))
-    )
+    here = sorted(path.name for path in pathlib.Path(base).glob("*") if any(path.glob("**/dataset_info.json")))
     catalogue_name = plain.partition("/")[0]
     if catalogue_name not in known:
         near = difflib.get_close_matches(catalogue_name, sorted(known | set(here) | {"digits"}), n=3)

@@ -13,9 +13,7 @@ from tfopt.load.source import Source, examine, named_as
 __all__ = ["load_model"]
 
 
-def load_model(
-    path: Path, custom_objects: Mapping[str, Any] | None = None, safe_mode: bool = True
-) -> keras.Model:
+def load_model(path: Path, custom_objects: Mapping[str, Any] | None = None, safe_mode: bool = True) -> keras.Model:
     """Loads a saved model of Keras 2 or Keras 3 as a Keras 3 model.
 
     It takes `.keras` and `.h5` files of both, `.keras` files that are HDF5 inside, and SavedModel folders
@@ -78,9 +76,7 @@ def _load_keras3(source: Source, custom_objects: dict[str, Any], safe_mode: bool
         try:
             return keras.saving.load_model(path, custom_objects, compile=True, safe_mode=safe_mode)
         except OSError as error:
-            raise ValueError(
-                f"{source.path} is damaged or truncated: {error}. Save or copy it again"
-            ) from error
+            raise ValueError(f"{source.path} is damaged or truncated: {error}. Save or copy it again") from error
         except (TypeError, ValueError) as error:
             if source.compile_config is None:
                 raise

@@ -13,9 +13,7 @@ from tfopt.load.masks import mask_arguments, output_mask
 from tfopt.load.ops import apply_op
 
 
-def convert_model(
-    model: Any, custom_objects: Mapping[str, Any], explicit_masks: bool = False
-) -> "Conversion":
+def convert_model(model: Any, custom_objects: Mapping[str, Any], explicit_masks: bool = False) -> "Conversion":
     """Rebuilds a tf_keras model in Keras 3, with its weights.
 
     Args:
@@ -86,9 +84,7 @@ class Conversion:
         nodes = [node for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True) for node in nodes]
         layers = list({id(node.layer): node.layer for node in nodes}.values())
         keys = _input_keys(model)
-        names = dict(
-            zip(map(id, layers), unique_names(keys.get(id(each), each.name) for each in layers), strict=True)
-        )
+        names = dict(zip(map(id, layers), unique_names(keys.get(id(each), each.name) for each in layers), strict=True))
         taken = {names[id(each)] for each in layers if not _is_op(each)}
         values: dict[int, Any] = {}
         masks: dict[int, Any] = {}
@@ -103,16 +99,12 @@ class Conversion:
                     tensors.append((node.layer.name, old, new))
                     if self.explicit_masks and getattr(old, "_keras_mask", None) is not None:
                         inputs = [values[id(each)] for each in node.keras_inputs]
-                        masks[id(new)] = output_mask(
-                            node.layer, inputs, [masks.get(id(each)) for each in inputs]
-                        )
+                        masks[id(new)] = output_mask(node.layer, inputs, [masks.get(id(each)) for each in inputs])
         self.tensors = tensors
         inputs, outputs = _replace((model._nested_inputs, model._nested_outputs), values)
         return keras.Model(inputs, outputs, name=name)
 
-    def _call(
-        self, node: Any, name: str, values: Mapping[int, Any], masks: Mapping[int, Any], taken: set[str]
-    ) -> Any:
+    def _call(self, node: Any, name: str, values: Mapping[int, Any], masks: Mapping[int, Any], taken: set[str]) -> Any:
         layer = node.layer
         if node.is_input:
             return _input(node.outputs, name)
@@ -127,9 +119,7 @@ class Conversion:
                 ) from error
             _name_operations(result, (args, kwargs), name, taken)
             return result
-        if isinstance(layer, (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)) and isinstance(
-            args[0], list
-        ):
+        if isinstance(layer, (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)) and isinstance(args[0], list):
             states = args[0][1:]
             args, kwargs = (args[0][0], *args[1:]), {**kwargs, "initial_state": states}
         new = self.convert(layer, name)
@@ -150,9 +140,7 @@ class Conversion:
             # A TextVectorization lists its table among its weights; its words are in the config already.
             sources = [each for each in old.weights if hasattr(each, "shape") and id(each) not in copied]
             targets = [
-                weight
-                for weight in new.trainable_weights + new.non_trainable_weights
-                if id(weight) not in copied
+                weight for weight in new.trainable_weights + new.non_trainable_weights if id(weight) not in copied
             ]
             if [tuple(each.shape) for each in sources] != [tuple(each.shape) for each in targets]:
                 raise ValueError(
@@ -224,9 +212,7 @@ def _is_symbolic(value: Any) -> bool:
 def _input(tensor: Any, name: str) -> keras.KerasTensor:
     tensor = tf.nest.flatten(tensor)[0]
     if isinstance(tensor.type_spec, tf.RaggedTensorSpec):
-        raise ValueError(
-            f"the input {name!r} is ragged, which Keras 3 does not know. Pad it, and save it again"
-        )
+        raise ValueError(f"the input {name!r} is ragged, which Keras 3 does not know. Pad it, and save it again")
     sparse = isinstance(tensor.type_spec, tf.SparseTensorSpec)
     return keras.Input(batch_shape=tuple(tensor.shape), dtype=tensor.dtype.name, name=name, sparse=sparse)
 

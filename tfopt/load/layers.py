@@ -63,9 +63,7 @@ def convert_layer(
     try:
         return cls(**config)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"Keras 3 cannot make the {name} {layer.name!r}: {error}. Its config: {config}"
-        ) from error
+        raise ValueError(f"Keras 3 cannot make the {name} {layer.name!r}: {error}. Its config: {config}") from error
 
 
 def custom_class(layer: Any, custom_objects: Mapping[str, Any]) -> type[keras.layers.Layer] | None:
@@ -100,9 +98,7 @@ def _config(layer: Any, name: str, cls: type, convert: Callable[[Any], Any]) -> 
         config["cells"] = [convert(cell) for cell in layer.cells]
     if "axis" in config and "BatchNormalization" in name and isinstance(config["axis"], list):
         if len(config["axis"]) != 1:
-            raise ValueError(
-                f"the BatchNormalization {layer.name!r} has axes {config['axis']}; Keras 3 takes one"
-            )
+            raise ValueError(f"the BatchNormalization {layer.name!r} has axes {config['axis']}; Keras 3 takes one")
         config["axis"] = config["axis"][0]
     if hasattr(layer, "get_vocabulary"):  # In the config only when it was given there, not when adapted.
         config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
@@ -144,11 +140,7 @@ def _activation(function: Any, convert: Callable[[Any], Any]) -> Any:
     name = getattr(function, "__name__", "")
     if function is tf_keras.activations.hard_sigmoid:
         return hard_sigmoid
-    return (
-        getattr(keras.activations, name)
-        if getattr(tf_keras.activations, name, None) is function
-        else function
-    )
+    return getattr(keras.activations, name) if getattr(tf_keras.activations, name, None) is function else function
 
 
 def _convert_lambda(layer: Any, new_name: str) -> keras.layers.Lambda:

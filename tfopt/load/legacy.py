@@ -25,9 +25,7 @@ def load_legacy(source: Source, custom_objects: Mapping[str, Any], safe_mode: bo
         try:
             conversion = convert_model(reference, custom_objects)
             found = difference(reference, conversion)
-            if found and any(
-                getattr(old, "_keras_mask", None) is not None for _, old, _ in conversion.tensors
-            ):
+            if found and any(getattr(old, "_keras_mask", None) is not None for _, old, _ in conversion.tensors):
                 conversion = convert_model(reference, custom_objects, explicit_masks=True)
                 found = difference(reference, conversion)
         except ValueError as error:
@@ -54,9 +52,7 @@ def read(source: Source, custom_objects: Mapping[str, Any], safe_mode: bool) -> 
             options = {"safe_mode": safe_mode} if source.format == "zip" else {}
             return tf_keras.saving.load_model(path, compile=False, **options)
         except (OSError, IndexError, tf.errors.OpError) as error:
-            raise ValueError(
-                f"{source.path} is damaged or truncated: {error}. Save or copy it again"
-            ) from error
+            raise ValueError(f"{source.path} is damaged or truncated: {error}. Save or copy it again") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{source.path}: tf_keras cannot load it: {error}") from error
 
@@ -69,18 +65,14 @@ def adapter(name: str, cls: type[keras.layers.Layer]) -> type[tf_keras.layers.La
 
         def __init__(self, **config: Any):
             known = {
-                key: config.pop(key)
-                for key in ("name", "trainable", "dtype", "batch_input_shape")
-                if key in config
+                key: config.pop(key) for key in ("name", "trainable", "dtype", "batch_input_shape") if key in config
             }
             super().__init__(**known)
             object.__setattr__(self, "_config3", config)
             object.__setattr__(self, "_layer3", cls.from_config({**config, "dtype": self.dtype_policy.name}))
 
         def build(self, input_shape: Any) -> None:
-            self._layer3(
-                tf.nest.map_structure(lambda shape: keras.Input(batch_shape=tuple(shape)), input_shape)
-            )
+            self._layer3(tf.nest.map_structure(lambda shape: keras.Input(batch_shape=tuple(shape)), input_shape))
             self._trainable_weights += [weight.value for weight in self._layer3.trainable_weights]
             self._non_trainable_weights += [weight.value for weight in self._layer3.non_trainable_weights]
             super().build(input_shape)

@@ -107,9 +107,7 @@ def _transpose(a: Any, perm: Any = None, conjugate: bool = False) -> Any:
     return ops.transpose(a, None if perm is None else [int(axis) for axis in perm])
 
 
-def _gather(
-    params: Any, indices: Any, validate_indices: Any = None, axis: Any = None, batch_dims: int = 0
-) -> Any:
+def _gather(params: Any, indices: Any, validate_indices: Any = None, axis: Any = None, batch_dims: int = 0) -> Any:
     if batch_dims:
         raise ValueError(f"gather with batch_dims={batch_dims} has no counterpart")
     return ops.take(params, indices, axis=int(axis or 0))
@@ -125,9 +123,7 @@ def _one_hot(
 ) -> Any:
     if on_value not in (None, 1, 1.0) or off_value not in (None, 0, 0.0):
         raise ValueError("one_hot with values other than 0 and 1 has no counterpart")
-    return ops.one_hot(
-        indices, int(depth), axis=-1 if axis is None else axis, dtype=_dtype(dtype or "float32")
-    )
+    return ops.one_hot(indices, int(depth), axis=-1 if axis is None else axis, dtype=_dtype(dtype or "float32"))
 
 
 def _resize(
@@ -199,9 +195,7 @@ OPS: dict[str, Op] = {
 }
 OPS |= {f"math.{name}": _binary(op) for name, op in _BINARY.items()}
 OPS |= {f"math.reduce_{name}": _reduce(op) for name, op in _REDUCE.items()}
-OPS |= {
-    f"keras.backend.{name}": _backend_reduce(_REDUCE[name]) for name in ("sum", "mean", "max", "min", "prod")
-}
+OPS |= {f"keras.backend.{name}": _backend_reduce(_REDUCE[name]) for name in ("sum", "mean", "max", "min", "prod")}
 OPS |= {
     "__operators__.add": _binary(ops.add),
     "__operators__.eq": _binary(ops.equal),

@@ -27,17 +27,11 @@ def examine(path: pathlib.Path) -> Source:
     if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
         names = sorted(each.name for each in path.iterdir())
         models = [name for name in names if name.endswith((".keras", ".h5", ".hdf5"))]
-        hint = (
-            f"Did you mean {path / models[0]}?"
-            if models
-            else f"It holds {', '.join(names[:10]) or 'nothing'}"
-        )
+        hint = f"Did you mean {path / models[0]}?" if models else f"It holds {', '.join(names[:10]) or 'nothing'}"
         raise ValueError(f"{path} is a folder, but no SavedModel: it has no saved_model.pb. {hint}")
     graph = _parse_graph(path)
     if not (path / "variables" / "variables.index").is_file():
-        raise ValueError(
-            f"{path} is damaged: it has no variables/variables.index. Copy the whole folder again"
-        )
+        raise ValueError(f"{path} is damaged: it has no variables/variables.index. Copy the whole folder again")
     nodes = _metadata(path, graph)
     configs = tuple(node for identifier, node in nodes if not identifier.endswith("_metric"))
     if not configs:
@@ -50,9 +44,7 @@ def _parse_graph(path: pathlib.Path) -> Any:
     try:
         return tf.__internal__.saved_model.parse_saved_model(str(path)).meta_graphs[0]
     except (OSError, IndexError) as error:
-        raise ValueError(
-            f"{path} is damaged: its saved_model.pb cannot be read ({error}). Copy it again"
-        ) from error
+        raise ValueError(f"{path} is damaged: its saved_model.pb cannot be read ({error}). Copy it again") from error
 
 
 def _metadata(path: pathlib.Path, graph: Any) -> list[tuple[str, dict[str, Any]]]:

@@ -123,8 +123,7 @@ def _nearest(path: pathlib.Path) -> str:
 
 def _damaged(path: pathlib.Path, how: object) -> ValueError:
     return ValueError(
-        f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): {how}. Save, copy or download it "
-        "again"
+        f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): {how}. Save, copy or download it again"
     )
 
 

@@ -99,13 +99,9 @@ def _difference(expected: Any, actual: Any) -> float:
     if mask is not None and mask.shape == expected.shape[: len(mask.shape)]:
         kept = np.asarray(mask).reshape(mask.shape + (1,) * (expected.ndim - len(mask.shape)))
         expected, actual = np.where(kept, expected, 0), np.where(kept, actual, 0)
-    expected, actual = (
-        np.float64(each).reshape(len(each) if each.ndim else 1, -1) for each in (expected, actual)
-    )
+    expected, actual = (np.float64(each).reshape(len(each) if each.ndim else 1, -1) for each in (expected, actual))
     with np.errstate(invalid="ignore"):
-        difference = np.where(
-            (expected == actual) | (np.isnan(expected) & np.isnan(actual)), 0, expected - actual
-        )
+        difference = np.where((expected == actual) | (np.isnan(expected) & np.isnan(actual)), 0, expected - actual)
         scale = np.maximum(1, np.max(np.abs(expected), axis=1, initial=0, where=np.isfinite(expected)))
         error = np.max(np.abs(difference), axis=1) / scale
     return float(np.max(np.where(np.isnan(error), np.inf, error)))

@@ -148,9 +148,7 @@ class Weight:
 
     def measure(self) -> WeightTensor:
         """Its figures."""
-        bits = {"int2": 2, "int4": 4, "uint4": 4, "bfloat16": 16}.get(
-            self.tensor.dtype, 8 * self.values.dtype.itemsize
-        )
+        bits = {"int2": 2, "int4": 4, "uint4": 4, "bfloat16": 16}.get(self.tensor.dtype, 8 * self.values.dtype.itemsize)
         return WeightTensor(
             name=self.name,
             shape=self.values.shape,

@@ -129,9 +129,7 @@ def cpu_name() -> str:
 class _Worker:
     """A process that holds one interpreter; ended with the `with` block."""
 
-    def __init__(
-        self, path: str | os.PathLike[str], threads: int, seed: int, deadline: float, timeout: float
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int, seed: int, deadline: float, timeout: float) -> None:
         self.path, self.deadline, self.timeout = path, deadline, timeout
         self.process = subprocess.Popen(
             [sys.executable, str(WORKER)],

@@ -81,9 +81,7 @@ class Benchmark(Stage):
 
 def _models(work: Work) -> list[tuple[str, dict[str, Any], pathlib.Path]]:
     """(label, metrics, model file) of each trained model along the chain."""
-    metrics = {
-        f"{index:02d}-{entry.name}": entry.metrics for index, entry in enumerate(work.report.stages, 1)
-    }
+    metrics = {f"{index:02d}-{entry.name}": entry.metrics for index, entry in enumerate(work.report.stages, 1)}
     first = next(iter(metrics.values()), {}).get("before", {})
     found = [(folder, metrics.get(folder, {}).get("after", first), path) for folder, path in work.snapshots]
     # A model that was never trained has no metrics, and nothing to compare.

@@ -144,6 +144,7 @@ class ScheduledMask:
         self.mask = replica_variable(np.ones(variable.shape), variable)
 
     def __call__(self, value: Any) -> tf.Tensor:
+        """The masked value; called by the optimizer at the end of each step."""
         value = tf.convert_to_tensor(value)
         # Constraints run before the optimizer counts the step they belong to.
         step = tf.cast(self.iterations, tf.int64) + 1 - self.origin

@@ -75,9 +75,7 @@ def chain_table(report: Report) -> Markup | None:
                     units.points(first.get("accuracy"), row.get("accuracy")) if later else "",
                 ),
                 *(
-                    _with_note(
-                        write(row.get(key)), units.ratio(first.get(key), row.get(key)) if later else ""
-                    )
+                    _with_note(write(row.get(key)), units.ratio(first.get(key), row.get(key)) if later else "")
                     for key, write in _COLUMNS.items()
                 ),
                 units.share(row.get("sparsity")),
@@ -145,9 +143,7 @@ def _tile(
         note = f"{change} from {write(old)}"
         if key == "median_ms" and words.latency_change(first, last) == "unchanged":
             note += ", within the noise"
-    return element(
-        "div", element("dt", title), element("dd", write(new), element("small", note) if note else None)
-    )
+    return element("div", element("dt", title), element("dd", write(new), element("small", note) if note else None))
 
 
 def _sentences(report: Report) -> Markup:
@@ -196,9 +192,7 @@ def _stage(number: int, stage: StageEntry) -> Markup:
         _metrics(stage.metrics),
         element("p", f"{epochs}.") if epochs else None,
         element("ul", *(element("li", each) for each in stage.notes)) if stage.notes else None,
-        _titled(
-            "Invariants", element("ul", *map(_check, stage.invariants), class_="checks"), stage.invariants
-        ),
+        _titled("Invariants", element("ul", *map(_check, stage.invariants), class_="checks"), stage.invariants),
         _names("Changed", stage.changed),
         _skipped(stage.skipped),
         _zeros(stage.sparsity),
@@ -261,13 +255,8 @@ def _pairs(values: Mapping[str, Any]) -> Markup | None:
     flat = {key: each for key, each in values.items() if not isinstance(each, dict)}
     for name, each in values.items():
         if isinstance(each, dict):
-            flat.update(
-                {key if name == "versions" else f"{name} {key}": inner for key, inner in each.items()}
-            )
-    pairs = [
-        element("div", element("dt", _label(key)), element("dd", _shown(key, each)))
-        for key, each in flat.items()
-    ]
+            flat.update({key if name == "versions" else f"{name} {key}": inner for key, inner in each.items()})
+    pairs = [element("div", element("dt", _label(key)), element("dd", _shown(key, each))) for key, each in flat.items()]
     return element("dl", *pairs, class_="pairs") if pairs else None
 
 

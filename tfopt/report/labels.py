@@ -60,9 +60,7 @@ def place(
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform(list(points))]
     inside = axes.get_window_extent(renderer)
     for point, name, colour in zip(points, names, colours, strict=True):
-        label = axes.annotate(
-            name, point, (0, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour
-        )
+        label = axes.annotate(name, point, (0, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
         label.set_in_layout(False)
         costs = []
         for offset in _OFFSETS:

@@ -89,10 +89,7 @@ def _chain(chain: Sequence[Mapping[str, Any]]) -> str:
 def _stage(number: int, stage: StageEntry) -> list[str]:
     before, after = stage.metrics.get("before") or {}, stage.metrics.get("after") or {}
     names = dict.fromkeys([*before, *after])
-    metrics = [
-        [text(name), units.value(name, before.get(name)), units.value(name, after.get(name))]
-        for name in names
-    ]
+    metrics = [[text(name), units.value(name, before.get(name)), units.value(name, after.get(name))] for name in names]
     epochs = words.training(stage.history)
     return [
         f"## {number}. {text(stage.name)} ({units.seconds(stage.seconds)})",
@@ -103,9 +100,7 @@ def _stage(number: int, stage: StageEntry) -> list[str]:
         "\n".join(_check(row) for row in stage.invariants),
         f"Changed ({len(stage.changed)}): {', '.join(map(code, stage.changed))}" if stage.changed else "",
         _table(["Skipped", "Reason"], [[code(row["layer"]), text(row["reason"])] for row in stage.skipped]),
-        _table(
-            ["Kernel", "Zeros"], [[code(name), units.share(each)] for name, each in stage.sparsity.items()]
-        ),
+        _table(["Kernel", "Zeros"], [[code(name), units.share(each)] for name, each in stage.sparsity.items()]),
     ]
 
 

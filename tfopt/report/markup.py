@@ -46,9 +46,7 @@ def _attribute(name: str, value: Any) -> str:
     return f" {name}" if value is True else f' {name}="{html.escape(str(value))}"'
 
 
-def table(
-    heads: Sequence[str], rows: Iterable[Sequence[Any]], caption: Any = None, numbers: int = 0
-) -> Markup:
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], caption: Any = None, numbers: int = 0) -> Markup:
     """A table in a box that scrolls sideways; the first cell of each row is its heading.
 
     Args:

@@ -186,16 +186,12 @@ def _require(rows: Iterable[Any], keys: tuple[str, ...], where: str) -> None:
 def _fields_of(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as arguments of a dataclass, or an error that names what does not fit."""
     if not isinstance(values, Mapping):
-        raise TypeError(
-            f"{cls.__name__} is read from a dict; received {type(values).__name__}: {values!r:.80}"
-        )
+        raise TypeError(f"{cls.__name__} is read from a dict; received {type(values).__name__}: {values!r:.80}")
     fields = {each.name: each for each in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1) or [", ".join(fields)]
-            raise ValueError(
-                f"{cls.__name__} has no {key!r}; it has {near[0]}. Is this file a report of tfopt?"
-            )
+            raise ValueError(f"{cls.__name__} has no {key!r}; it has {near[0]}. Is this file a report of tfopt?")
     required = [
         name
         for name, each in fields.items()

@@ -129,9 +129,7 @@ def latency_conditions(artefacts: Mapping[str, Any]) -> str:
         if isinstance(latency, dict):
             threads = latency.get("threads")
             counted = threads and f"{threads} thread{'' if threads == 1 else 's'}"
-            return ", ".join(
-                str(each) for each in (latency.get("runtime"), counted, latency.get("cpu")) if each
-            )
+            return ", ".join(str(each) for each in (latency.get("runtime"), counted, latency.get("cpu")) if each)
     return ""
 
 
@@ -146,8 +144,7 @@ def training(history: Mapping[str, Sequence[float | None]]) -> str:
         return ""
     epochs = max(len(values) for values in curves.values())
     spans = [
-        f"{name} {units.value(name, values[0])} to {units.value(name, values[-1])}"
-        for name, values in curves.items()
+        f"{name} {units.value(name, values[0])} to {units.value(name, values[-1])}" for name, values in curves.items()
     ]
     return f"{epochs} epoch{'' if epochs == 1 else 's'}: {', '.join(spans)}"
 
@@ -252,9 +249,7 @@ def _span(old: float, new: float) -> str:
 
 def _figures(row: Row) -> str:
     """One row's own numbers."""
-    accuracy, size, packed, median = (
-        row.get(key) for key in ("accuracy", "bytes", "gzip_bytes", "median_ms")
-    )
+    accuracy, size, packed, median = (row.get(key) for key in ("accuracy", "bytes", "gzip_bytes", "median_ms"))
     parts = [
         "accuracy not measured" if accuracy is None else f"accuracy {units.percent(accuracy)}",
         "size not measured" if size is None else f"{units.count(size)} bytes",

@@ -103,8 +103,7 @@ def _check_arguments(
     )
     require(
         not float_io or quantization in INTEGER_IO,
-        f'float_io is for int8 and int16x8: with quantization="{quantization}" inputs and outputs are '
-        "float32 already",
+        f'float_io is for int8 and int16x8: with quantization="{quantization}" inputs and outputs are float32 already',
     )
     require(
         batch_size is None or batch_size >= 1,
@@ -118,9 +117,7 @@ def _check_arguments(
     )
 
 
-def _write_saved_model(
-    model: keras.Model, folder: str, batch_size: int | None
-) -> tuple[list[str], list[str]]:
+def _write_saved_model(model: keras.Model, folder: str, batch_size: int | None) -> tuple[list[str], list[str]]:
     """Writes a SavedModel with a named, static signature.
 
     Returns:

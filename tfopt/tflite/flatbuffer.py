@@ -50,9 +50,7 @@ class Quantization:
 
     def along(self, values: np.ndarray, rank: int) -> np.ndarray:
         """Shapes scales or zero points so that they broadcast against a tensor of that rank."""
-        return (
-            values if values.size == 1 else values.reshape([-1 if i == self.axis else 1 for i in range(rank)])
-        )
+        return values if values.size == 1 else values.reshape([-1 if i == self.axis else 1 for i in range(rank)])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -234,9 +232,7 @@ def parse_tflite(content: bytes, path: str = "model.tflite") -> FlatBuffer:
     try:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
         graphs = tuple(_graph(model, graph, content) for graph in model.subgraphs)
-        signatures = {
-            _text(each.signatureKey): _signature(each, graphs) for each in _list(model.signatureDefs)
-        }
+        signatures = {_text(each.signatureKey): _signature(each, graphs) for each in _list(model.signatureDefs)}
         if not graphs:
             raise ValueError("it holds no graph")
     # What the generated readers raise when an offset points outside of the file.

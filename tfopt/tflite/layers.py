@@ -179,9 +179,7 @@ def _match(
     return found
 
 
-def _groups(
-    calls: list[_Call], found: dict[int, int], tensors: dict[int, np.ndarray]
-) -> dict[int, list[int]]:
+def _groups(calls: list[_Call], found: dict[int, int], tensors: dict[int, np.ndarray]) -> dict[int, list[int]]:
     """The calls that each matched tensor may stand for: those matched, and the chain behind that was not."""
     groups: dict[int, list[int]] = {}
     for i, index in found.items():

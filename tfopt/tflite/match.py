@@ -39,14 +39,11 @@ def missing_zero_patterns(path: str | os.PathLike[str], kernels: Mapping[str, np
 
     def found_in_parts(kernel_zeros: np.ndarray) -> bool:
         return any(
-            kernel_zeros.shape[-1] % gates == 0
-            and all(found(part) for part in np.split(kernel_zeros, gates, axis=-1))
+            kernel_zeros.shape[-1] % gates == 0 and all(found(part) for part in np.split(kernel_zeros, gates, axis=-1))
             for gates in _GATES
         )
 
-    return [
-        name for name, kernel in kernels.items() if not (found(kernel == 0) or found_in_parts(kernel == 0))
-    ]
+    return [name for name, kernel in kernels.items() if not (found(kernel == 0) or found_in_parts(kernel == 0))]
 
 
 def _arrangements(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -45,9 +45,7 @@ def choose_metric(loss: Any, labels: Any, outputs: np.ndarray) -> Metric | None:
     # Probabilities decide at 0.5, logits at 0.
     threshold = 0.5 if outputs.size and outputs.min() >= 0 and outputs.max() <= 1 else 0.0
     if loss is not None:
-        name = (
-            loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
-        ).lower()
+        name = (loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))).lower()
         if "binary" in name:
             return Metric("binary_accuracy", 0.0 if getattr(loss, "from_logits", False) else threshold)
         return Metric("accuracy" if "crossentropy" in name else "mean_absolute_error")

@@ -73,9 +73,7 @@ def predict_tflite(
     return joined if len(joined) > 1 else next(iter(joined.values()))
 
 
-def open_interpreter(
-    file: FlatBuffer, use_xnnpack: bool, threads: int = 1, preserve_all: bool = False
-) -> Interpreter:
+def open_interpreter(file: FlatBuffer, use_xnnpack: bool, threads: int = 1, preserve_all: bool = False) -> Interpreter:
     """Makes LiteRT's interpreter for a file; with `preserve_all` every tensor can be read after a run."""
     needed = file.flex_ops or file.custom_ops
     require(

@@ -148,9 +148,7 @@ def _predict(model: keras.Model, examples: Examples) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _check_fit(
-    model: keras.Model, file: FlatBuffer, examples: Examples, expected: dict[str, np.ndarray]
-) -> None:
+def _check_fit(model: keras.Model, file: FlatBuffer, examples: Examples, expected: dict[str, np.ndarray]) -> None:
     for kind, wanted, received in (
         ("inputs", examples.inputs, file.inputs),
         ("outputs", expected, file.outputs),
@@ -172,9 +170,7 @@ def _check_fit(
             )
 
 
-def _differences(
-    file: FlatBuffer, expected: dict[str, np.ndarray], received: dict[str, np.ndarray]
-) -> dict[str, Any]:
+def _differences(file: FlatBuffer, expected: dict[str, np.ndarray], received: dict[str, np.ndarray]) -> dict[str, Any]:
     differences = {
         name: np.abs(values.astype(np.float64) - received[name]).ravel() for name, values in expected.items()
     }
@@ -186,9 +182,7 @@ def _differences(
     return {"max_abs_error": largest, "max_lsb": float(steps.max()), "mean_lsb": float(steps.mean())}
 
 
-def _task(
-    loss: Any, expected: dict[str, np.ndarray], received: dict[str, np.ndarray], labels: Any
-) -> dict[str, Any]:
+def _task(loss: Any, expected: dict[str, np.ndarray], received: dict[str, np.ndarray], labels: Any) -> dict[str, Any]:
     """Metric and decisions on the first output."""
     name = next(iter(expected))
     ours, theirs = expected[name], received[name]

@@ -15,9 +15,11 @@ from tfopt.train.checkpoint import read_checkpoint, write_checkpoint
 class Resumable(Protocol):
     """A callback whose state goes into the checkpoint."""
 
-    def state(self) -> Mapping[str, np.ndarray]: ...
+    def state(self) -> Mapping[str, np.ndarray]:
+        """What it has to remember, as arrays."""
 
-    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """The reverse of `state`."""
 
 
 class NanGuard(keras.callbacks.Callback):
@@ -49,9 +51,7 @@ class NanGuard(keras.callbacks.Callback):
                 where = f"within steps {first} to {min(self._first_bad + 1, steps)}"
             where += f" of epoch {epoch + 1} (step {epoch * steps + first} of training)"
         elif not math.isfinite((logs or {}).get("val_loss", 0.0)):
-            where = (
-                f"on the validation split after epoch {epoch + 1} (step {(epoch + 1) * steps} of training)"
-            )
+            where = f"on the validation split after epoch {epoch + 1} (step {(epoch + 1) * steps} of training)"
         else:
             return
         raise FloatingPointError(
@@ -143,9 +143,7 @@ class Checkpoint(keras.callbacks.Callback):
         arrays, self.history, self.epochs_done = saved
         variables = self._variables(model)
         wanted = {(name, tuple(variable.shape)) for name, variable in variables.items()}
-        differing = wanted ^ {
-            (name, each.shape) for name, each in arrays.items() if not name.startswith("part/")
-        }
+        differing = wanted ^ {(name, each.shape) for name, each in arrays.items() if not name.startswith("part/")}
         if differing:
             names = sorted({name for name, _ in differing})
             raise ValueError(
@@ -157,11 +155,7 @@ class Checkpoint(keras.callbacks.Callback):
         for index, part in enumerate(self.parts):
             prefix = f"part/{index}/"
             part.restore(
-                {
-                    name.removeprefix(prefix): value
-                    for name, value in arrays.items()
-                    if name.startswith(prefix)
-                }
+                {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
             )
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -169,10 +163,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.epochs_done = epoch + 1
         for key, value in (logs or {}).items():
             self.history.setdefault(key, []).append(float(value))
-        arrays = {
-            name: keras.ops.convert_to_numpy(variable)
-            for name, variable in self._variables(self.model).items()
-        }
+        arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in self._variables(self.model).items()}
         for index, part in enumerate(self.parts):
             arrays.update({f"part/{index}/{key}": value for key, value in part.state().items()})
         write_checkpoint(self.path, arrays, self.history, self.epochs_done)

@@ -5,6 +5,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,8 @@ def write_checkpoint(
     """
     meta = json.dumps({"history": dict(history), "epochs_done": epochs_done}).encode()
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **{"meta.json": np.frombuffer(meta, np.uint8)}, **arrays)
+        everything: dict[str, Any] = {"meta.json": np.frombuffer(meta, np.uint8), **arrays}
+        np.savez(file, **everything)
 
 
 def read_checkpoint(path: pathlib.Path) -> Checkpoint | None:
@@ -43,6 +45,4 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint | None:
         meta = json.loads(arrays.pop("meta.json").tobytes())
         return arrays, meta["history"], meta["epochs_done"]
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"the checkpoint {path} is damaged ({error}): delete it to start this stage again"
-        ) from error
+        raise ValueError(f"the checkpoint {path} is damaged ({error}): delete it to start this stage again") from error

@@ -160,18 +160,14 @@ class Fit(Config):
 def optimizer_names() -> list[str]:
     """Names of Keras' optimizers, in lower case; making one to see would start TensorFlow's runtime."""
     base = keras.optimizers.Optimizer
-    classes = [
-        each for each in vars(keras.optimizers).values() if isinstance(each, type) and issubclass(each, base)
-    ]
+    classes = [each for each in vars(keras.optimizers).values() if isinstance(each, type) and issubclass(each, base)]
     wrappers = (base, keras.optimizers.LossScaleOptimizer)
     return sorted(each.__name__.lower() for each in classes if each not in wrappers)
 
 
 def check_training(model: Any, epochs: int, fit: Fit) -> None:
     """Raises where a model cannot be trained as `fit` says."""
-    require(
-        isinstance(epochs, int) and epochs >= 1, f"epochs must be a whole number from 1, received {epochs!r}"
-    )
+    require(isinstance(epochs, int) and epochs >= 1, f"epochs must be a whole number from 1, received {epochs!r}")
     require(
         bool(model.trainable_variables),
         f"the model {model.name!r} has nothing to train: all of its layers are frozen (set trainable = True)",

@@ -65,9 +65,7 @@ def train(
             bar.update(first * steps, f"continued after epoch {first}" if first else None)
             # Finite batches, one set an epoch: of an endless stream, steps_per_execution would take too many.
             epoch = tf.Variable(first, dtype=tf.int64)
-            set_epoch = keras.callbacks.LambdaCallback(
-                on_epoch_begin=lambda number, logs: epoch.assign(number)
-            )
+            set_epoch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda number, logs: epoch.assign(number))
             trainee.fit(
                 data.training_batches(epoch),
                 epochs=epochs,

@@ -3,7 +3,6 @@
 import keras
 from keras import layers
 
-
 # Keras' 0.99 wants thousands of steps before inference sees the statistics that training does.
 _MOMENTUM = 0.9
 
@@ -40,9 +39,7 @@ def cnn(
     x = layers.Dropout(dropout, name="dropout1")(x)
     x = layers.Dense(2 * filters, activation="relu", name="hidden")(x)
     x = layers.Dropout(dropout, name="dropout2")(x)
-    return keras.Model(
-        inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="cnn"
-    )
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="cnn")
 
 
 def ds_cnn(input_shape: tuple[int, ...], classes: int, filters: int = 64, blocks: int = 4) -> keras.Model:
@@ -68,9 +65,7 @@ def ds_cnn(input_shape: tuple[int, ...], classes: int, filters: int = 64, blocks
         x = layers.ReLU(name=f"{name}_depthwise_relu")(x)
         x = _conv_bn_relu(x, filters, name, kernel=1)
     x = layers.GlobalAveragePooling2D(name="average")(x)
-    return keras.Model(
-        inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="ds_cnn"
-    )
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="ds_cnn")
 
 
 def resnet8(input_shape: tuple[int, ...], classes: int, filters: int = 16) -> keras.Model:
@@ -99,6 +94,4 @@ def resnet8(input_shape: tuple[int, ...], classes: int, filters: int = 16) -> ke
         x = layers.Add(name=f"{name}_add")([x, y])
         x = layers.ReLU(name=f"{name}_relu")(x)
     x = layers.GlobalAveragePooling2D(name="average")(x)
-    return keras.Model(
-        inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="resnet8"
-    )
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="resnet8")

@@ -102,9 +102,7 @@ def _output_layers(model: keras.Model) -> Iterator[keras.Layer]:
             yield operation
         else:
             pending += [
-                tensor._keras_history.operation
-                for node in operation._inbound_nodes
-                for tensor in node.input_tensors
+                tensor._keras_history.operation for node in operation._inbound_nodes for tensor in node.input_tensors
             ]
 
 

@@ -70,7 +70,8 @@ def task_of(model: keras.Model, data: Data) -> Task:
     target = data.element_spec[1]
     if not isinstance(target, tf.TensorSpec):
         raise ValueError(
-            f"the data {data.name!r} give {len(tf.nest.flatten(target))} targets, the model {model.name!r} has one output"
+            f"the data {data.name!r} give {len(tf.nest.flatten(target))} targets, "
+            f"the model {model.name!r} has one output"
         )
     # Keras takes single numbers and rows of one number for the same.
     accepted = [shape[1:], shape[1:-1]] if units == 1 else [shape[1:]]

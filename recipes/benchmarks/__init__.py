@@ -1,0 +1,1 @@
+"""Measurements side by side: ratios of alternating runs in one process."""
