@@ -19,6 +19,7 @@ from tfopt.config import Config
 from tfopt.data import Data, as_data
 from tfopt.files import atomic_path, remove
 from tfopt.invariants import Invariant
+from tfopt.progress import stage_bar
 from tfopt.report import Report, StageEntry, describe_environment
 from tfopt.workdir import adopt, read_stage, with_fresh_model, write_stage
 
@@ -151,7 +152,7 @@ class Stage(Config):
         before = work.model
         # A model of its own: the stage may train it in place, and the caller's work must stay as it is.
         work = with_fresh_model(work)
-        with atomic_path(folder) as temporary:
+        with atomic_path(folder) as temporary, stage_bar(folder.name):
             temporary.mkdir()
             outcome = self.apply(work, temporary)
             after, model = outcome.work, outcome.work.model

@@ -8,7 +8,7 @@ from typing import Any
 from tfopt.config import require
 from tfopt.measure.file import Measurement
 from tfopt.measure.latency import measure_latencies
-from tfopt.progress import progress_bar
+from tfopt.progress import current_bar
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.tflite.export import export_tflite
 from tfopt.workdir import load_saved
@@ -49,23 +49,23 @@ class Benchmark(Stage):
             variants = _models(work)
             files: list[tuple[dict[str, Any], pathlib.Path]] = []
             exported = work.report.artefacts.get("tflite")
-            with progress_bar(self.name, len(variants) + 1) as bar:
-                for index, (label, metrics, path) in enumerate(variants):
-                    model = load_saved(path)
-                    target = pathlib.Path(scratch, f"{index}.tflite")
-                    measured = export_tflite(model, target)
-                    row = {"variant": f"{label} (float32)", "accuracy": metrics.get("accuracy")}
-                    files.append((row | _size(measured), target))
-                    bar.update(index + 1)
-                if exported:
-                    row = {"variant": f"{exported['quantization']} file", "accuracy": exported["accuracy"]}
-                    row |= {"bytes": exported["bytes"], "gzip_bytes": exported["gzip_bytes"]}
-                    row |= {"sparsity": exported["total_sparsity"]}
-                    files.append((row, pathlib.Path(exported["path"])))
-                latencies = measure_latencies(
-                    [path for _, path in files], threads=self.threads, runs=self.runs, warmup=self.warmup
-                )
-                bar.update(len(variants) + 1)
+            bar = current_bar(len(variants) + 1)
+            for index, (label, metrics, path) in enumerate(variants):
+                model = load_saved(path)
+                target = pathlib.Path(scratch, f"{index}.tflite")
+                measured = export_tflite(model, target)
+                row = {"variant": f"{label} (float32)", "accuracy": metrics.get("accuracy")}
+                files.append((row | _size(measured), target))
+                bar.update(index + 1)
+            if exported:
+                row = {"variant": f"{exported['quantization']} file", "accuracy": exported["accuracy"]}
+                row |= {"bytes": exported["bytes"], "gzip_bytes": exported["gzip_bytes"]}
+                row |= {"sparsity": exported["total_sparsity"]}
+                files.append((row, pathlib.Path(exported["path"])))
+            latencies = measure_latencies(
+                [path for _, path in files], threads=self.threads, runs=self.runs, warmup=self.warmup
+            )
+            bar.update(len(variants) + 1)
         rows = [
             row | {"median_ms": latency.median_ms, "p90_ms": latency.p90_ms}
             for (row, _), latency in zip(files, latencies, strict=True)
@@ -82,7 +82,7 @@ class Benchmark(Stage):
 def _models(work: Work) -> list[tuple[str, dict[str, Any], pathlib.Path]]:
     """(label, metrics, model file) of each trained model along the chain."""
     metrics = {f"{index:02d}-{entry.name}": entry.metrics for index, entry in enumerate(work.report.stages, 1)}
-    first = next(iter(metrics.values()), {}).get("before", {})
+    first = next((each["before"] for each in metrics.values() if each.get("before")), {})
     found = [(folder, metrics.get(folder, {}).get("after", first), path) for folder, path in work.snapshots]
     # A model that was never trained has no metrics, and nothing to compare.
     return [(folder.partition("-")[2], values, path) for folder, values, path in found if values]

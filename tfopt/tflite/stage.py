@@ -6,6 +6,7 @@ from typing import Any
 
 from tfopt import invariants
 from tfopt.config import require
+from tfopt.progress import current_bar
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.tflite.export import INTEGER_IO, QUANTIZATIONS, export_tflite
 from tfopt.tflite.verify import verify_tflite
@@ -66,6 +67,7 @@ class ExportTFLite(Stage):
         """Exports, checks the promises in the file, and verifies it."""
         model, data = work.need_model(), work.need_data()
         path = folder / "model.tflite"
+        bar = current_bar(2)
         measured = export_tflite(
             model,
             path,
@@ -77,7 +79,9 @@ class ExportTFLite(Stage):
             self.calibration_examples,
         )
         invariants.check_tflite(path, model, work.invariants)
+        bar.update(1, "comparing with the model")
         parity = verify_tflite(model, path, data, max_examples=data.sizes["test"])
+        bar.update(2, "")
         self._check_drop(parity)
         artefact = {
             **measured.to_dict(),

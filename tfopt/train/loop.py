@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt.data import Data
 from tfopt.invariants import Invariant, keeping
-from tfopt.progress import progress_bar
+from tfopt.progress import current_bar
 from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
 from tfopt.train.fit import Fit
 from tfopt.train.precision import computes_in, to_policy
@@ -35,7 +35,7 @@ def train(
       epochs: passes over the training split, at least 1.
       fit: how to train.
       folder: where the checkpoint goes.
-      label: what the progress bar is called.
+      label: what the TensorBoard logs are called.
       keep: promises to hold at every step.
       callbacks: further Keras callbacks with `state()` and `restore(state)`.
 
@@ -61,31 +61,31 @@ def train(
         checkpoint.resume(trainee)
         first = checkpoint.epochs_done
         over = any(each.stopped for each in stop)
-        with progress_bar(label, epochs * steps) as bar:
-            bar.update(first * steps, f"continued after epoch {first}" if first else None)
-            # Finite batches, one set an epoch: of an endless stream, steps_per_execution would take too many.
-            epoch = tf.Variable(first, dtype=tf.int64)
-            set_epoch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda number, logs: epoch.assign(number))
-            trainee.fit(
-                data.training_batches(epoch),
-                epochs=epochs,
-                # A training that was over is ended once more: callbacks do their last part there.
-                initial_epoch=epochs if over else first,
-                validation_data=data.validation,
-                class_weight=fit.class_weights(data),
-                shuffle=False,
-                verbose=0,
-                # The guard before the checkpoint: an epoch that went wrong is never saved.
-                callbacks=[
-                    set_epoch,
-                    NanGuard(),
-                    *callbacks,
-                    *stop,
-                    checkpoint,
-                    Advance(bar, first, steps),
-                    *boards,
-                ],
-            )
+        bar = current_bar(epochs * steps)
+        bar.update(first * steps, f"continued after epoch {first}" if first else None)
+        # Finite batches, one set an epoch: of an endless stream, steps_per_execution would take too many.
+        epoch = tf.Variable(first, dtype=tf.int64)
+        set_epoch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda number, logs: epoch.assign(number))
+        trainee.fit(
+            data.training_batches(epoch),
+            epochs=epochs,
+            # A training that was over is ended once more: callbacks do their last part there.
+            initial_epoch=epochs if over else first,
+            validation_data=data.validation,
+            class_weight=fit.class_weights(data),
+            shuffle=False,
+            verbose=0,
+            # The guard before the checkpoint: an epoch that went wrong is never saved.
+            callbacks=[
+                set_epoch,
+                NanGuard(),
+                *callbacks,
+                *stop,
+                checkpoint,
+                Advance(bar, first, steps),
+                *boards,
+            ],
+        )
     trained = trainee if trainee is model else to_policy(trainee, "float32")
     task.compile(trained, jit_compile=fit.uses_xla())
     return trained, checkpoint.history
