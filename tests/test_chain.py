@@ -366,3 +366,23 @@ def test_a_broken_promise_is_an_error_that_names_it(data, tmp_path):
 def test_without_a_workdir_a_temporary_one_is_made(data):
     work = tfopt.run([tfopt.Train(1, FIT)], tfopt.Work(small_model(), data))
     assert (work.workdir / "01-Train" / "model.keras").exists()
+
+
+def test_metrics_before_are_those_of_the_model_that_came_in(data, tmp_path):
+    """A stage may train its model in place; what was there before it is measured before."""
+    model = small_model()
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    untrained = model.evaluate(data.test, verbose=0, return_dict=True)
+    stages = [tfopt.Train(2, FIT), tfopt.Prune(0.5, 1, fit=FIT), tfopt.Benchmark(runs=2, warmup=1)]
+    work = tfopt.run(stages, tfopt.Work(model, data, tmp_path / "a"))
+    train, prune, _ = work.report.stages
+    assert train.metrics["before"]["loss"] == pytest.approx(untrained["loss"], rel=1e-5)
+    assert train.metrics["after"]["loss"] < untrained["loss"]
+    names = ["input (float32)", "Train (float32)", "Prune (float32)"]
+    assert [row["variant"] for row in work.report.chain] == names
+    accuracies = [
+        each["accuracy"] for each in (train.metrics["before"], train.metrics["after"], prune.metrics["after"])
+    ]
+    assert [row["accuracy"] for row in work.report.chain] == pytest.approx(accuracies)
+    fresh = tfopt.run(stages, tfopt.Work(model, data, tmp_path / "b", trained=False))
+    assert [row["variant"] for row in fresh.report.chain] == names[1:]

@@ -12,6 +12,7 @@ What else a block needs, an HTML comment before it prepares, which is not shown 
     <!-- setup: model.save("old.keras") -->
 """
 
+import itertools
 import json
 import pathlib
 import re
@@ -100,7 +101,7 @@ def links(text):
 def anchors(text):
     """The anchors that GitHub gives to the headings."""
     tokens = tokens_of(text)
-    headings = [after.content for token, after in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"]
+    headings = [after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -187,7 +188,7 @@ def test_blocks_run_in_order_with_their_setup_and_errors_tell_the_line(monkeypat
     assert run_blocks(text[: text.index("c =")] + "```", "a.md", {"given": 1}, monkeypatch).b == 3
     with pytest.raises(ZeroDivisionError) as caught:
         run_blocks(text, "a.md", {"given": 1}, monkeypatch)
-    assert (caught.traceback[-1].path.name, caught.traceback[-1].lineno + 1) == ("a.md", 11)
+    assert (str(caught.traceback[-1].path), caught.traceback[-1].lineno + 1) == ("a.md", 11)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def stage_bar(label: str, console: Console | None = None) -> Iterator[Bar]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[text]}"),
     )
+    # In a notebook rich would want ipywidgets and show nothing without; one line at the end is enough there.
+    console = console or Console(force_jupyter=False)
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         bar = Bar(progress, progress.add_task(label, total=None, text=""))
         token = _CURRENT.set(bar)

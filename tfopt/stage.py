@@ -154,10 +154,11 @@ class Stage(Config):
         work = with_fresh_model(work)
         with atomic_path(folder) as temporary, stage_bar(folder.name):
             temporary.mkdir()
+            # Before `apply`, which may train this very model.
+            metrics = {"before": _metrics_before(work)}
             outcome = self.apply(work, temporary)
             after, model = outcome.work, outcome.work.model
             changed_model = model is not None and (model is not work.model or bool(outcome.changed))
-            metrics = {"before": self._metrics_before(work)}
             metrics["after"] = _metrics(after) if changed_model else metrics["before"]
             entry = StageEntry(
                 name=self.name,
@@ -176,11 +177,11 @@ class Stage(Config):
         remove(self.partial_folder(work))
         return read_stage(folder, after.replace(model=before))
 
-    def _metrics_before(self, work: Work) -> dict[str, float]:
-        for entry in reversed(work.report.stages):
-            if entry.metrics.get("after"):
-                return dict(entry.metrics["after"])
-        return _metrics(work)
+
+def _metrics_before(work: Work) -> dict[str, float]:
+    """What was measured after an earlier stage, else measured now."""
+    known = (entry.metrics["after"] for entry in reversed(work.report.stages) if entry.metrics.get("after"))
+    return dict(next(known, None) or _metrics(work))
 
 
 def _metrics(work: Work) -> dict[str, float]:

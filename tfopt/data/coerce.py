@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
 from tfopt.config import require
 from tfopt.data.dataset import SPLITS, Data, from_arrays, hold_out
@@ -70,11 +71,15 @@ def _from_datasets(datasets: Mapping[str, tf.data.Dataset]) -> Data:
             int(dataset.cardinality()) != tf.data.INFINITE_CARDINALITY,
             f"the {split} dataset is endless: remove .repeat(), or add .take(n)",
         )
-        require(
-            _beginning(dataset) == _beginning(dataset),
-            f"the {split} dataset gives other examples each time it is read: tfopt shuffles by itself, and "
-            "splits and resumes by the order; remove .shuffle() (shuffle=False) and random augmentation from it",
-        )
+        if _beginning(dataset) != _beginning(dataset):
+            # Splits drawn from an order that changes would share examples: the test split would leak.
+            logging.warning(
+                "the %s dataset gives other examples each time it is read, so it is kept in memory as it is read now: "
+                "its own shuffling and augmentation happen once, tfopt shuffles each epoch by itself. Without a seed in "
+                "it, another process cannot resume the run; better remove .shuffle() and random augmentation",
+                split,
+            )
+            dataset = dataset.cache()
         examples = dataset.unbatch()
         # One pass counts the examples and finds the batch size: both are needed before training.
         sizes = [int(tf.shape(tf.nest.flatten(batch)[0])[0]) for batch in dataset]

@@ -4,6 +4,8 @@ Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI M
 the copy in `sklearn.datasets.load_digits`.
 """
 
+import contextlib
+import io
 import os
 import pathlib
 from collections.abc import Iterator
@@ -58,7 +60,8 @@ def prepare_digits(data_dir: str) -> None:
                 yield int(row), {"image": images[row], "label": int(labels[row])}
 
     # TFDS writes into a folder of its own and renames it at the end: a kill leaves no half set behind.
-    Digits(data_dir=data_dir).download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):
+        Digits(data_dir=data_dir).download_and_prepare()
 
 
 def _load() -> tuple[Any, Any]:

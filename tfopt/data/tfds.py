@@ -99,7 +99,8 @@ def _builder(tfds: Any, name: str, base: str, download: bool) -> Any:
     require(len(configs) <= 1, f"the dataset {name!r} is there in several configs: choose {' or '.join(configs)}")
     if found:
         return tfds.builder_from_directory(str(max(found, key=lambda folder: tfds.core.Version(folder.name))))
-    known = set(tfds.list_builders())
+    # The list of community sets is fetched from the network.
+    known = set(tfds.list_builders(with_community_datasets=False))
     here = sorted(path.name for path in pathlib.Path(base).glob("*") if any(path.glob("**/dataset_info.json")))
     catalogue_name = plain.partition("/")[0]
     if catalogue_name not in known:

@@ -81,11 +81,20 @@ class Benchmark(Stage):
 
 def _models(work: Work) -> list[tuple[str, dict[str, Any], pathlib.Path]]:
     """(label, metrics, model file) of each trained model along the chain."""
-    metrics = {f"{index:02d}-{entry.name}": entry.metrics for index, entry in enumerate(work.report.stages, 1)}
-    first = next((each["before"] for each in metrics.values() if each.get("before")), {})
-    found = [(folder, metrics.get(folder, {}).get("after", first), path) for folder, path in work.snapshots]
-    # A model that was never trained has no metrics, and nothing to compare.
-    return [(folder.partition("-")[2], values, path) for folder, values, path in found if values]
+    found, entries = [], work.report.stages
+    for index, (folder, path) in enumerate(work.snapshots):
+        number, _, label = folder.partition("-")
+        if int(number):
+            metrics = entries[int(number) - 1].metrics.get("after")
+        else:
+            # What was handed in has no stage of its own: what the first stage to change it found.
+            later = work.snapshots[index + 1 :]
+            changer = int(later[0][0].partition("-")[0]) if later else len(entries)
+            metrics = entries[changer - 1].metrics.get("before") if entries else {}
+        # A model that was never trained has no metrics, and nothing to compare.
+        if metrics:
+            found.append((label, metrics, path))
+    return found
 
 
 def _size(measured: Measurement) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Keeping a chatty library quiet."""
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -19,6 +20,10 @@ def quiet() -> Iterator[None]:
     saved = os.dup(1), os.dup(2)
     with tempfile.TemporaryFile() as chatter, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # In a notebook this logger writes to the page, not to a file descriptor.
+        logger = logging.getLogger("tensorflow")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
         os.dup2(chatter.fileno(), 1)
         os.dup2(chatter.fileno(), 2)
         try:
@@ -29,6 +34,7 @@ def quiet() -> Iterator[None]:
             error.add_note(chatter.read().decode(errors="replace")[-10_000:])
             raise
         finally:
+            logger.setLevel(level)
             sys.stdout.flush()
             sys.stderr.flush()
             os.dup2(saved[0], 1)

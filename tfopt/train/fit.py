@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -106,7 +106,7 @@ class Fit(Config):
             weights is None or isinstance(weights, Mapping) or weights == "balanced",
             f'class_weight must be a dict, "balanced" or None, received {weights!r}',
         )
-        names = optimizer_names()
+        names = sorted(_optimizers())
         require(
             str(self.optimizer).lower() in names,
             f"optimizer must be one of {', '.join(names)}, received {self.optimizer!r}",
@@ -119,10 +119,7 @@ class Fit(Config):
     def make_optimizer(self, steps: int) -> keras.optimizers.Optimizer:
         """A new optimizer for a training of so many steps."""
         rate = self.learning_rate
-        optimizer = keras.optimizers.get(self.optimizer)
-        config = optimizer.get_config()
-        config["learning_rate"] = rate.over(steps) if isinstance(rate, Cosine) else rate
-        return type(optimizer).from_config(config)
+        return _optimizers()[self.optimizer.lower()](rate.over(steps) if isinstance(rate, Cosine) else rate)
 
     def uses_xla(self) -> bool:
         """Whether the step is compiled with XLA on this machine."""
@@ -157,12 +154,11 @@ class Fit(Config):
         return {int(label): float(weight) for label, weight in self.class_weight.items()}
 
 
-def optimizer_names() -> list[str]:
-    """Names of Keras' optimizers, in lower case; making one to see would start TensorFlow's runtime."""
-    base = keras.optimizers.Optimizer
+def _optimizers() -> dict[str, Callable[..., keras.optimizers.Optimizer]]:
+    """Keras' optimizers by their names in lower case."""
+    base, wrappers = keras.optimizers.Optimizer, ("optimizer", "lossscaleoptimizer", "multioptimizer")
     classes = [each for each in vars(keras.optimizers).values() if isinstance(each, type) and issubclass(each, base)]
-    wrappers = (base, keras.optimizers.LossScaleOptimizer)
-    return sorted(each.__name__.lower() for each in classes if each not in wrappers)
+    return {each.__name__.lower(): each for each in classes if each.__name__.lower() not in wrappers}
 
 
 def check_training(model: Any, epochs: int, fit: Fit) -> None:

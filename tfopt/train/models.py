@@ -54,7 +54,7 @@ def ds_cnn(input_shape: tuple[int, ...], classes: int, filters: int = 64, blocks
     Source: Zhang et al., Hello Edge, 2017, arXiv:1711.07128, section 4.5.
 
     >>> ds_cnn((28, 28, 1), 10).count_params()
-    22666
+    22218
     """
     inputs = keras.Input(input_shape, name="image")
     x = _conv_bn_relu(inputs, filters, "stem", strides=2)
@@ -80,7 +80,7 @@ def resnet8(input_shape: tuple[int, ...], classes: int, filters: int = 16) -> ke
     arXiv:2106.07597.
 
     >>> resnet8((32, 32, 3), 10).count_params()
-    78330
+    78426
     """
     inputs = keras.Input(input_shape, name="image")
     x = _conv_bn_relu(inputs, filters, "stem")

@@ -39,18 +39,7 @@ def task_of(model: keras.Model, data: Data) -> Task:
       ValueError: several outputs without a loss, or labels that do not fit the output.
     """
     if model.compiled:
-        config = model.get_compile_config()
-        if config is None or config.get("loss") is None:
-            raise ValueError(
-                f"the model {model.name!r} is compiled with a loss that cannot be written down (received "
-                f"{getattr(model, 'loss', None)!r}): use a Keras loss by name or object, or register your own with "
-                "@keras.saving.register_keras_serializable"
-            )
-        restored = {
-            key: keras.saving.deserialize_keras_object(config.get(key))
-            for key in ("loss", "metrics", "weighted_metrics", "loss_weights")
-        }
-        return Task(**restored)
+        return _own_task(model)
     shape = output_shape(model, data)
     if not isinstance(shape, tuple):
         raise ValueError(
@@ -84,6 +73,27 @@ def task_of(model: keras.Model, data: Data) -> Task:
     if _is_distribution(model, data):
         return Task(keras.losses.CategoricalCrossentropy(), ["accuracy"])
     return Task("mean_squared_error", ["mean_absolute_error"])
+
+
+def _own_task(model: keras.Model) -> Task:
+    advice = (
+        "use a Keras loss by name or object, or register your own losses and metrics with "
+        "@keras.saving.register_keras_serializable"
+    )
+    try:
+        config = model.get_compile_config() or {}
+        parts = {
+            field.name: keras.saving.deserialize_keras_object(config.get(field.name))
+            for field in dataclasses.fields(Task)
+        }
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the model {model.name!r} is compiled with a loss or metric that cannot be written down: {advice}. "
+            f"Keras said: {error}"
+        ) from error
+    if parts["loss"] is None:
+        raise ValueError(f"the model {model.name!r} is compiled without a loss, so it cannot be trained: {advice}")
+    return Task(**parts)
 
 
 def _ends_with(model: keras.Model, activation: Any) -> bool:

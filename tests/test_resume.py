@@ -1,0 +1,227 @@
+"""Early stopping, checkpoints, and trainings that go on after an interruption."""
+
+import keras
+import numpy as np
+import pytest
+
+import tfopt
+from tests.conftest import blobs, small_model
+from tests.test_train import fitted, same
+from tfopt.evaluation import evaluate
+from tfopt.train.checkpoint import read_checkpoint, write_checkpoint
+
+layers = keras.layers
+
+
+class Crash(keras.callbacks.Callback):
+    """Breaks a training off when an epoch begins, or after some of its steps."""
+
+    def __init__(self, epoch=None, batch=None):
+        super().__init__()
+        self.epoch, self.batch, self.now = epoch, batch, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+        if epoch == self.epoch and self.batch is None:
+            raise KeyboardInterrupt
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.now, batch) == (self.epoch, self.batch):
+            raise KeyboardInterrupt
+
+    def state(self):
+        return {"seen": np.array(self.now)}
+
+    def restore(self, state):
+        self.restored = int(state["seen"])
+
+
+def noisy_model():
+    """Everything that draws random numbers in training."""
+    inputs = keras.Input((8, 8, 2))
+    x = layers.RandomFlip("horizontal")(inputs)
+    x = layers.RandomTranslation(0.1, 0.1)(x)
+    x = layers.GaussianNoise(0.1)(x)
+    x = layers.Conv2D(6, 3)(x)
+    x = layers.BatchNormalization(momentum=0.8)(x)
+    x = layers.Flatten()(layers.SpatialDropout2D(0.2)(x))
+    x = layers.Dropout(0.3)(layers.Dense(8, activation="relu")(x))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+
+
+WAYS = {
+    "adam": {},
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.05},
+    "nadam, cosine": {"optimizer": "nadam", "learning_rate": tfopt.Cosine(0.01, warmup=0.2)},
+    "steps_per_execution": {"steps_per_execution": 3},
+    "mixed_float16": {"precision": "mixed_float16"},
+    "mixed_bfloat16, rmsprop": {"precision": "mixed_bfloat16", "optimizer": "rmsprop"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_training_that_was_broken_off_ends_with_the_same_bits(way, tmp_path):
+    # Large inputs: float16 overflows, so that the loss scale has a history.
+    x, y = blobs(72)
+    scale = 300 if way == "mixed_float16" else 1
+    data = tfopt.from_arrays((x * scale, y), batch_size=16)
+    options = {"epochs": 4, **WAYS[way]}
+    whole, history = fitted(tmp_path / "whole", data, noisy_model(), callbacks=[Crash()], **options)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "broken", data, noisy_model(), callbacks=[Crash(2, 2)], **options)
+    # Another process: fresh weights, other seeds. All comes from the file.
+    keras.utils.set_random_seed(12345)
+    crash = Crash()
+    resumed, again = fitted(tmp_path / "broken", data, noisy_model(), callbacks=[crash], **options)
+    assert crash.restored == 1
+    assert same(whole, resumed)
+    assert again == history
+    ends = [read_checkpoint(tmp_path / name / "checkpoint.npz")[0] for name in ("whole", "broken")]
+    assert ends[0].keys() == ends[1].keys()
+    for name, values in ends[0].items():
+        assert np.array_equal(values, ends[1][name]), name
+    if way == "mixed_float16":
+        # Keras' dynamic scale starts at 2 ** 15 and halves at each overflow.
+        assert {2.0**power for power in range(15)} & {float(each) for each in ends[0].values() if each.shape == ()}
+
+
+def test_momentum_is_taken_up(data, tmp_path, monkeypatch):
+    """`Fit` names optimizers with Keras' defaults; state of any other must come back all the same."""
+    momentum = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True).get_config()
+    monkeypatch.setattr(tfopt.Fit, "make_optimizer", lambda self, steps: keras.optimizers.SGD.from_config(momentum))
+    whole, _ = fitted(tmp_path / "whole", data, noisy_model(), callbacks=[Crash()])
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "broken", data, noisy_model(), callbacks=[Crash(1)])
+    resumed, _ = fitted(tmp_path / "broken", data, noisy_model(), callbacks=[Crash()])
+    assert same(whole, resumed)
+    plain = {**momentum, "momentum": 0.0, "nesterov": False}
+    monkeypatch.setattr(tfopt.Fit, "make_optimizer", lambda self, steps: keras.optimizers.SGD.from_config(plain))
+    without, _ = fitted(tmp_path / "plain", data, noisy_model(), callbacks=[Crash()])
+    assert not same(whole, without)
+
+
+def test_a_stage_goes_on_where_it_was_broken_off(data, tmp_path):
+    """Through `Train`, whose weights come from files."""
+    keras.utils.set_random_seed(1)
+    model = noisy_model()
+    whole = tfopt.Train(3)(tfopt.Work(model, data, tmp_path / "whole"))
+    work = tfopt.Work(model, data, tmp_path / "broken")
+    partial = tfopt.Train(3).partial_folder(work)
+    with pytest.raises(KeyboardInterrupt):
+        keras.utils.set_random_seed(0)
+        from tfopt.train.loop import train
+
+        train(
+            keras.models.load_model(whole.workdir / "00-input" / "model.keras"),
+            data,
+            3,
+            tfopt.Fit(),
+            folder=partial,
+            label="Train",
+            callbacks=[Crash(2)],
+        )
+    assert (partial / "checkpoint.npz").exists()
+
+
+# Early stopping
+
+
+def overfitting():
+    """A few examples with labels by chance: the validation loss soon rises."""
+    x, _ = blobs(40)
+    labels = np.random.default_rng(3).integers(0, 3, 40)
+    return tfopt.from_arrays((x, labels), (x[:20], np.roll(labels, 1)[:20]), (x, labels), batch_size=8)
+
+
+STOP = {"epochs": 30, "early_stopping": 3, "learning_rate": 0.02}
+
+
+def test_early_stopping_takes_the_best_weights_back(tmp_path):
+    data = overfitting()
+    model, history = fitted(tmp_path, data, **STOP)
+    losses = history["val_loss"]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 1 + 3 < 30
+    assert evaluate(model, data, "validation")["loss"] == pytest.approx(losses[best], rel=1e-5)
+    exact, _ = fitted(tmp_path / "exact", data, epochs=best + 1, learning_rate=0.02)
+    assert same(model, exact)
+
+
+def test_early_stopping_is_not_forgotten_by_a_crash(tmp_path):
+    data = overfitting()
+    whole, history = fitted(tmp_path / "whole", data, callbacks=[Crash()], **STOP)
+    end = len(history["loss"])
+    # Broken off in the middle of the patience, and after the end: before the stage could note it.
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "broken", data, callbacks=[Crash(end - 2)], **STOP)
+    for _ in range(2):
+        resumed, again = fitted(tmp_path / "broken", data, callbacks=[Crash()], **STOP)
+        assert again == history
+        assert same(whole, resumed)
+
+
+def test_early_stopping_that_never_stops_still_takes_the_best(data, tmp_path):
+    options = {"epochs": 3, "early_stopping": 10}
+    model, history = fitted(tmp_path, data, **options)
+    assert len(history["loss"]) == 3
+    best = min(history["val_loss"])
+    assert evaluate(model, data, "validation")["loss"] == pytest.approx(best, rel=1e-5)
+    done, _ = fitted(tmp_path, data, **options)
+    assert same(model, done)
+
+
+# The file
+
+
+def test_a_truncated_checkpoint_is_named(data, tmp_path):
+    fitted(tmp_path, data, epochs=1)
+    path = tmp_path / "checkpoint.npz"
+    whole = path.read_bytes()
+    for share in (0, 0.1, 0.5, 0.99):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=rf"the checkpoint {path} is damaged .*delete it to start"):
+            fitted(tmp_path, data, epochs=1)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="is damaged"):
+        read_checkpoint(path)
+    path.write_bytes(b"text" * 100)
+    with pytest.raises(ValueError, match="is damaged"):
+        read_checkpoint(path)
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    arrays = {"model/0": np.arange(6, dtype="float32"), "part/0/origin": np.array(3)}
+    write_checkpoint(path, arrays, {"loss": [0.5, 0.25]}, 2)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            read, history, done = read_checkpoint(path)
+        except ValueError as error:
+            assert f"the checkpoint {path} is damaged" in str(error)  # noqa: PT017 - most flips, not all, raise
+            continue
+        # A flip in what zip does not need, such as a date, leaves all as it was.
+        assert read.keys() == arrays.keys(), place
+        assert all(np.array_equal(read[name], arrays[name]) for name in arrays), place
+        assert (history, done) == ({"loss": [0.5, 0.25]}, 2), place
+
+
+def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
+    fitted(tmp_path, data, epochs=1)
+    wider = keras.Sequential([small_model(), layers.Dense(3, activation="softmax")])
+    other_shapes = tfopt.models.cnn((8, 8, 2), 3, filters=4)
+    for model in (wider, other_shapes, noisy_model()):
+        with pytest.raises(ValueError, match=r"checkpoint.npz is a checkpoint of another model: .* delete it"):
+            fitted(tmp_path, data, model, epochs=1)
+    with pytest.raises(ValueError, match="is a checkpoint of another model: optimizer"):
+        fitted(tmp_path, data, epochs=1, optimizer="sgd")
+
+
+def test_no_half_written_checkpoint_is_left(data, tmp_path):
+    fitted(tmp_path, data, epochs=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
+    assert read_checkpoint(tmp_path / "none.npz") is None
