@@ -299,7 +299,7 @@ def test_a_real_full_device_is_named(tmp_path):
     """/dev/full answers every write as a full disk does."""
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
-    with pytest.raises(OSError, match="the disk is full"):  # noqa: PT012
+    with pytest.raises(OSError, match="the disk is full"):
         with atomic_path(tmp_path / "a.txt") as temporary:
             temporary.symlink_to("/dev/full")
             with open(temporary, "w") as file:

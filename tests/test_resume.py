@@ -36,8 +36,9 @@ class Crash(keras.callbacks.Callback):
         self.restored = int(state["seen"])
 
 
-def noisy_model():
+def noisy_model(seed=1):
     """Everything that draws random numbers in training."""
+    keras.utils.set_random_seed(seed)
     inputs = keras.Input((8, 8, 2))
     x = layers.RandomFlip("horizontal")(inputs)
     x = layers.RandomTranslation(0.1, 0.1)(x)
@@ -69,10 +70,9 @@ def test_a_training_that_was_broken_off_ends_with_the_same_bits(way, tmp_path):
     whole, history = fitted(tmp_path / "whole", data, noisy_model(), callbacks=[Crash()], **options)
     with pytest.raises(KeyboardInterrupt):
         fitted(tmp_path / "broken", data, noisy_model(), callbacks=[Crash(2, 2)], **options)
-    # Another process: fresh weights, other seeds. All comes from the file.
-    keras.utils.set_random_seed(12345)
+    # As in another process, fresh weights and seeds: all comes from the file.
     crash = Crash()
-    resumed, again = fitted(tmp_path / "broken", data, noisy_model(), callbacks=[crash], **options)
+    resumed, again = fitted(tmp_path / "broken", data, noisy_model(seed=7), callbacks=[crash], **options)
     assert crash.restored == 1
     assert same(whole, resumed)
     assert again == history
@@ -98,29 +98,6 @@ def test_momentum_is_taken_up(data, tmp_path, monkeypatch):
     monkeypatch.setattr(tfopt.Fit, "make_optimizer", lambda self, steps: keras.optimizers.SGD.from_config(plain))
     without, _ = fitted(tmp_path / "plain", data, noisy_model(), callbacks=[Crash()])
     assert not same(whole, without)
-
-
-def test_a_stage_goes_on_where_it_was_broken_off(data, tmp_path):
-    """Through `Train`, whose weights come from files."""
-    keras.utils.set_random_seed(1)
-    model = noisy_model()
-    whole = tfopt.Train(3)(tfopt.Work(model, data, tmp_path / "whole"))
-    work = tfopt.Work(model, data, tmp_path / "broken")
-    partial = tfopt.Train(3).partial_folder(work)
-    with pytest.raises(KeyboardInterrupt):
-        keras.utils.set_random_seed(0)
-        from tfopt.train.loop import train
-
-        train(
-            keras.models.load_model(whole.workdir / "00-input" / "model.keras"),
-            data,
-            3,
-            tfopt.Fit(),
-            folder=partial,
-            label="Train",
-            callbacks=[Crash(2)],
-        )
-    assert (partial / "checkpoint.npz").exists()
 
 
 # Early stopping
@@ -199,15 +176,13 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
-        try:
-            read, history, done = read_checkpoint(path)
-        except ValueError as error:
-            assert f"the checkpoint {path} is damaged" in str(error)  # noqa: PT017 - most flips, not all, raise
-            continue
-        # A flip in what zip does not need, such as a date, leaves all as it was.
-        assert read.keys() == arrays.keys(), place
-        assert all(np.array_equal(read[name], arrays[name]) for name in arrays), place
-        assert (history, done) == ({"loss": [0.5, 0.25]}, 2), place
+        with pytest.raises(ValueError, match=rf"the checkpoint {path} is damaged .its checksum does not match"):
+            read_checkpoint(path)
+    path.write_bytes(whole)
+    read, history, done = read_checkpoint(path)
+    assert read.keys() == arrays.keys()
+    assert all(np.array_equal(read[name], arrays[name]) for name in arrays)
+    assert (history, done) == ({"loss": [0.5, 0.25]}, 2)
 
 
 def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
