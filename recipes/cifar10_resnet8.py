@@ -15,8 +15,8 @@ def stages(
     model: str | None = None,
     value_high: float = 1.0,
     epochs: int = 20,
-    prune_epochs: int = 10,
-    sparsity: float = 0.8,
+    prune_epochs: int = 12,
+    sparsity: float = 0.5,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     precision: str = "float32",
@@ -33,11 +33,14 @@ def stages(
       prune_epochs: of the training that prunes.
       sparsity: fraction of each kernel to set to zero, in [0, 1).
       batch_size: examples a training step.
-      learning_rate: highest learning rate; it falls along a cosine.
+      learning_rate: highest learning rate of the dense training, a quarter of it for the one that prunes; both fall
+        along a cosine.
       precision: float32, mixed_bfloat16 or mixed_float16.
       quantization: of the file: none, float16, dynamic, int8 or int16x8.
     """
     fit = tfopt.Fit(tfopt.Cosine(learning_rate), precision=precision)
+    # The weights are good already: smaller steps.
+    fine = tfopt.Fit(tfopt.Cosine(learning_rate / 4), precision=precision)
     if model is None:
         start = [tfopt.Build(tfopt.models.resnet8), tfopt.Train(epochs, fit=fit)]
     else:
@@ -45,7 +48,7 @@ def stages(
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
         *start,
-        tfopt.Prune(sparsity, prune_epochs, fit=fit),
+        tfopt.Prune(sparsity, prune_epochs, fit=fine),
         tfopt.ExportTFLite(quantization),
         tfopt.Benchmark(),
     ]
