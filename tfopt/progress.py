@@ -52,7 +52,8 @@ def stage_bar(label: str, console: Console | None = None) -> Iterator[Bar]:
         TextColumn("{task.fields[text]}"),
     )
     # In a notebook rich would want ipywidgets and show nothing without; one line at the end is enough there.
-    console = console or Console(force_jupyter=False)
+    if console is None:
+        console = Console(force_jupyter=False, force_terminal=False if Console().is_jupyter else None)
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         bar = Bar(progress, progress.add_task(label, total=None, text=""))
         token = _CURRENT.set(bar)

@@ -75,8 +75,8 @@ def _from_datasets(datasets: Mapping[str, tf.data.Dataset]) -> Data:
             # Splits drawn from an order that changes would share examples: the test split would leak.
             logging.warning(
                 "the %s dataset gives other examples each time it is read, so it is kept in memory as it is read now: "
-                "its own shuffling and augmentation happen once, tfopt shuffles each epoch by itself. Without a seed in "
-                "it, another process cannot resume the run; better remove .shuffle() and random augmentation",
+                "its own shuffling and augmentation happen once, tfopt shuffles each epoch by itself. Without a seed "
+                "in it, another process cannot resume the run; better remove .shuffle() and random augmentation",
                 split,
             )
             dataset = dataset.cache()
