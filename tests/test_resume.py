@@ -52,7 +52,6 @@ def noisy_model(seed=1):
 
 WAYS = {
     "adam": {},
-    "sgd": {"optimizer": "sgd", "learning_rate": 0.05},
     "nadam, cosine, steps_per_execution": {
         "optimizer": "nadam",
         "learning_rate": tfopt.Cosine(0.01, warmup=0.2),
@@ -96,10 +95,6 @@ def test_momentum_is_taken_up(data, tmp_path, monkeypatch):
         fitted(tmp_path / "broken", data, linear(), callbacks=[Crash(1)])
     resumed, _ = fitted(tmp_path / "broken", data, linear(), callbacks=[Crash()])
     assert same(whole, resumed)
-    plain = {**momentum, "momentum": 0.0, "nesterov": False}
-    monkeypatch.setattr(tfopt.Fit, "make_optimizer", lambda self, steps: keras.optimizers.SGD.from_config(plain))
-    without, _ = fitted(tmp_path / "plain", data, linear(), callbacks=[Crash()])
-    assert not same(whole, without)
 
 
 # Early stopping
@@ -159,13 +154,13 @@ def test_a_truncated_checkpoint_is_named(data, tmp_path):
     for share in (0, 0.1, 0.5, 0.99):
         path.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match=rf"the checkpoint {path} is damaged .*delete it to start"):
-            fitted(tmp_path, data, epochs=1)
-    path.write_bytes(whole[:-1])
+            read_checkpoint(path)
+    for content in (whole[:-1], whole + b"0", b"text" * 100):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged"):
+            read_checkpoint(path)
     with pytest.raises(ValueError, match="is damaged"):
-        read_checkpoint(path)
-    path.write_bytes(b"text" * 100)
-    with pytest.raises(ValueError, match="is damaged"):
-        read_checkpoint(path)
+        fitted(tmp_path, data, epochs=1)
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path):

@@ -1,14 +1,16 @@
 """What export refuses, in words: bad arguments and data, and files that would not hold what was asked for."""
 
+import flatbuffers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from keras import layers
 
 from tests.tflite_models import dense_net, ones
 from tfopt.tflite.export import export_tflite
-from tfopt.tflite.run import predict_tflite
+from tfopt.tflite.run import check_runs, predict_tflite
 
 
 def unbuilt():
@@ -102,3 +104,20 @@ def test_a_float_island_in_an_int8_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"int8 file still holds float tensors: SIN \(odd.*Sin\)"):
         export_tflite(needs(tf.math.sin), tmp_path / "m.tflite", "int8", ones(4, 4, 4))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_litert_cannot_run_is_named(tmp_path):
+    """Scales so uneven that a kernel cannot be prepared: the file is well-formed all the same."""
+    model = keras.Sequential([keras.Input((4, 4, 2), name="x"), layers.Conv2D(2, 1, name="y")])
+    data = np.random.default_rng(0).normal(0, 1, (20, 4, 4, 2)).astype("float32")
+    path = tmp_path / "m.tflite"
+    export_tflite(model, path, "int8", data)
+    check_runs(path)
+    content = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    graph = content.subgraphs[0]
+    graph.tensors[graph.operators[0].outputs[0]].quantization.scale = [1e-30]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(content.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+    with pytest.raises(RuntimeError, match="the converter wrote a file that LiteRT cannot run: .*CONV_2D"):
+        check_runs(path)

@@ -33,7 +33,8 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
     remove(temporary)
     try:
         yield temporary
-        _sync(temporary)
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
         if temporary.is_dir():
             remove(target)
         os.replace(temporary, target)
@@ -52,14 +53,12 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Flushes a file, or a folder and the files in it, to the disk."""
-    inside = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else []
-    for each in [*inside, path]:
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Flushes a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

@@ -22,8 +22,8 @@ def prepare_digits(data_dir: str) -> None:
 
     >>> import tempfile
     >>> prepare_digits(folder := tempfile.mkdtemp())
-    >>> sorted(os.listdir(folder))
-    ['digits']
+    >>> os.listdir(pathlib.Path(folder, "digits"))
+    ['1.0.0']
     """
     if pathlib.Path(data_dir, "digits", _VERSION, "dataset_info.json").exists():
         return

@@ -91,6 +91,21 @@ def open_interpreter(file: FlatBuffer, use_xnnpack: bool, threads: int = 1, pres
         )
 
 
+def check_runs(path: str | os.PathLike[str]) -> None:
+    """Raises a RuntimeError where LiteRT reads a file and cannot prepare it to run."""
+    file = read_tflite(path)
+    if file.flex_ops or file.custom_ops:
+        return
+    try:
+        with quiet():
+            open_interpreter(file, use_xnnpack=True).allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(
+            f"the converter wrote a file that LiteRT cannot run: {str(error).strip()}. A weight or activation range "
+            "far from the others is a common cause: train the model, or try another quantization"
+        ) from error
+
+
 def file_specs(file: FlatBuffer) -> list[InputSpec]:
     """The file's inputs as they are fed before quantization."""
     return [
