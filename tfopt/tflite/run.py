@@ -101,8 +101,8 @@ def check_runs(path: str | os.PathLike[str]) -> None:
             open_interpreter(file, use_xnnpack=True).allocate_tensors()
     except (RuntimeError, ValueError) as error:
         raise RuntimeError(
-            f"the converter wrote a file that LiteRT cannot run: {str(error).strip().rstrip(".")}. A weight or activation range "
-            "far from the others is a common cause: train the model, or try another quantization"
+            f"the converter wrote a file that LiteRT cannot run: {str(error).strip(' .')}. A weight or activation "
+            "range far from the others is a common cause: train the model, or try another quantization"
         ) from error
 
 
