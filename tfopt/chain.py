@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 
+from tfopt.progress import stage_bar
 from tfopt.report import Report, describe_environment
 from tfopt.stage import Stage, Work
 from tfopt.workdir import adopt, claim, identity, locked, read_stage
@@ -45,7 +46,9 @@ def run(stages: Sequence[Stage], work: Work, recipe: str = "") -> Work:
         for index, stage in enumerate(stages):
             folder = stage.folder(work)
             if folder.exists():
-                work = read_stage(folder, stage.validate(work))
+                with stage_bar(folder.name) as bar:
+                    work = read_stage(folder, stage.validate(work))
+                    bar.update(0, "was done before")
             else:
                 with _named(index, stages):
                     work = stage(work)
