@@ -32,6 +32,12 @@ def seeded():
 
 
 @pytest.fixture(scope="session")
+def mirrored() -> tf.distribute.Strategy:
+    """Two replicas; one strategy for all tests, since a second one in a process reuses the first one's keys."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory) -> pathlib.Path:
     """A TFDS folder with the digits."""
     folder = tmp_path_factory.mktemp("tfds")

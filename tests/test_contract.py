@@ -168,12 +168,11 @@ def test_a_crash_in_the_middle_changes_nothing(name, data, tmp_path, monkeypatch
     assert resumed.report.stages[-1].history == whole.report.stages[-1].history
 
 
-def test_promises_hold_on_two_replicas(data):
+def test_promises_hold_on_two_replicas(data, mirrored):
     """What a stage promised is kept when the user goes on under MirroredStrategy, and one device agrees."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     x, y = (np.concatenate(parts) for parts in zip(*data.batches("train").as_numpy_iterator(), strict=True))
     losses = []
-    for scope in (tf.distribute.get_strategy().scope(), strategy.scope()):
+    for scope in (tf.distribute.get_strategy().scope(), mirrored.scope()):
         with scope:
             model = keras.Sequential(
                 [keras.Input((8, 8, 2)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]

@@ -130,10 +130,9 @@ def test_steps_per_execution_and_xla_change_nothing():
     assert losses["xla"] == pytest.approx(losses["plain"], rel=1e-4)
 
 
-def test_two_replicas_prune_as_one_device_does():
+def test_two_replicas_prune_as_one_device_does(mirrored):
     # Batch normalization sees half a batch on each replica; its statistics are not the subject here.
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    _, callback, seen, _ = pruned(SCHEDULE, strategy=strategy)
+    _, callback, seen, _ = pruned(SCHEDULE, strategy=mirrored)
     for step, shares in seen:
         assert shares == [expected_share(SCHEDULE, step, size) for size in KERNELS.values()], step
     assert set(callback.sparsity) == set(KERNELS)

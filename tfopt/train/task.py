@@ -97,7 +97,9 @@ def _own_task(model: keras.Model) -> Task:
 
 
 def _ends_with(model: keras.Model, activation: Any) -> bool:
-    last = model.layers[-1]
+    last = model
+    while isinstance(last, keras.Model) and last.layers:
+        last = last.layers[-1]
     return getattr(last, "activation", None) is activation
 
 
