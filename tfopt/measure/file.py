@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 
 from tfopt.record import Record
-from tfopt.tflite.flatbuffer import FlatBuffer, Graph, Operator, Tensor, parse_tflite
+from tfopt.tflite.flatbuffer import FlatBuffer, Graph, Operator, Tensor, read_tflite
 
 # Operand numbers that are weights, by operator, where they are constant. Biases are not weights.
 WEIGHT_OPERANDS: dict[str, tuple[int, ...]] = {
@@ -98,11 +98,8 @@ def measure_tflite(path: str | os.PathLike[str]) -> Measurement:
       FileNotFoundError: there is no such file.
       ValueError: the file is damaged, cut short, or of another kind.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}: export_tflite writes one")
-    content = path.read_bytes()
-    file = parse_tflite(content, str(path))
+    file = read_tflite(path)
+    content = pathlib.Path(path).read_bytes()
     weights = weight_tensors(file)
     values = sum(weight.values.size for weight in weights)
     zeros = sum(int(weight.is_zero.sum()) for weight in weights)
