@@ -34,7 +34,7 @@ class PolynomialDecay(Config):
 
     >>> schedule = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=1000)
     >>> schedule(0), schedule(1000), schedule(1)
-    ((True, 0.0), (True, 0.8), (False, 0.002397602...))
+    ((True, 0.0), (True, 0.8), (False, 0.0023976...))
     """
 
     initial_sparsity: float

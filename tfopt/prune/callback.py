@@ -35,13 +35,13 @@ class PruningCallback(keras.callbacks.Callback):
       ValueError: before the first step, where nothing can be pruned or the planned steps end before the schedule.
       RuntimeError: after training, where it was stopped before the schedule's end.
 
-    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")], name="net")
     >>> model.compile("sgd", "mse")
     >>> from tfopt.schedules import ConstantSparsity
     >>> callback = PruningCallback(ConstantSparsity(0.75, begin_step=0))
     >>> _ = model.fit(np.ones((8, 8)), np.ones((8, 4)), verbose=0, callbacks=[callback])
     >>> callback.sparsity
-    {'dense.../kernel': 0.75}
+    {'net/head/kernel': 0.75}
     """
 
     def __init__(self, schedule: Any, layers: LayerSelection = None) -> None:

@@ -24,9 +24,9 @@ def prunable_variables(
     Raises:
       ValueError: nothing can be pruned, or a name does not exist; the message lists the reasons.
 
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")], name="net")
     >>> [variable.path for variable in prunable_variables(model)[0]]
-    ['head/kernel']
+    ['net/head/kernel']
     """
     if not model.built:
         raise ValueError(
