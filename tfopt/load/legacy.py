@@ -9,7 +9,7 @@ import tf_keras
 from tf_keras.src.saving import serialization_lib
 
 from tfopt.load.convert import convert_model
-from tfopt.load.source import Source, named_as
+from tfopt.load.source import Source, deflated, named_as
 from tfopt.load.verify import difference
 
 
@@ -49,8 +49,10 @@ def read(source: Source, custom_objects: Mapping[str, Any], safe_mode: bool) -> 
     scope = tf_keras.saving.custom_object_scope(objects)
     with named_as(source) as path, scope, serialization_lib.SafeModeScope(safe_mode):
         try:
-            options = {"safe_mode": safe_mode} if source.format == "zip" else {}
-            return tf_keras.saving.load_model(path, compile=False, **options)
+            if source.format != "zip":
+                return tf_keras.saving.load_model(path, compile=False)
+            with deflated(path) as readable:
+                return tf_keras.saving.load_model(readable, compile=False, safe_mode=safe_mode)
         except (OSError, IndexError, tf.errors.OpError) as error:
             raise ValueError(f"{source.path} is damaged or truncated: {error}. Save or copy it again") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -95,6 +95,21 @@ def named_as(source: Source) -> Iterator[str]:
         yield os.fspath(link)
 
 
+@contextlib.contextmanager
+def deflated(path: Path) -> Iterator[str]:
+    """A copy of a zip archive whose members are compressed.
+
+    From Python 3.13 on, zipfile seeks in the file itself where a member is stored plainly, and TensorFlow's file
+    object, through which tf_keras reads, refuses to seek to the end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "model.keras")
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+        yield copy
+
+
 def _what(path: pathlib.Path, head: bytes) -> str:
     """What a file is that is no Keras model, and what to do."""
     for magic, what in _OTHER_CONTENTS.items():
