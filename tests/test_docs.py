@@ -12,6 +12,7 @@ What else a block needs, an HTML comment before it prepares, which is not shown 
     <!-- setup: model.save("old.keras") -->
 """
 
+import importlib
 import itertools
 import json
 import pathlib
@@ -21,6 +22,7 @@ import sys
 import types
 import urllib.parse
 
+import absl.flags
 import keras
 import markdown_it
 import pytest
@@ -77,7 +79,7 @@ def wrong_commands(text, flags_of):
                     yield f"the Makefile has no target {word!r}"
         elif "-m" in words and (module := words[words.index("-m") + 1]).startswith("recipes."):
             name = module.removeprefix("recipes.")
-            if not (ROOT / "recipes" / f"{name}.py").is_file():
+            if not (ROOT / "recipes" / f"{name.replace('.', '/')}.py").is_file():
                 yield f"there is no recipe {name!r}"
                 continue
             for word in words[words.index("-m") + 2 :]:
@@ -128,10 +130,14 @@ def trained(data):
 
 @pytest.fixture
 def flags_of(capsys):
-    """Gives the flags that a recipe's --help lists."""
+    """Gives the flags of a recipe, as its --help lists them, or of a benchmark."""
 
     def flags(name):
-        module = __import__(f"recipes.{name}", fromlist=["stages"])
+        module = importlib.import_module(f"recipes.{name}")
+        if not hasattr(module, "stages"):
+            # A benchmark defines its flags itself.
+            own = absl.flags.FLAGS.flags_by_module_dict()[module.__name__]
+            return {"--help", *(f"--{flag.name}" for flag in own)}
         capsys.readouterr()
         with pytest.raises(SystemExit, match="^0$"):
             tfopt.run_recipe(module.stages, [name, "--help"])
