@@ -14,6 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tfopt.config import require
 from tfopt.files import atomic_path
 from tfopt.measure.file import CONVERSIONS, Measurement, measure_tflite, weight_tensors
+from tfopt.quantize.frozen import frozen, is_quantized
 from tfopt.tflite.examples import Examples, read_examples
 from tfopt.tflite.flatbuffer import FlatBuffer, Graph, Operator, parse_tflite
 from tfopt.tflite.model import call_named, float32_model, input_specs, static_batch
@@ -73,13 +74,18 @@ def export_tflite(
     {'FULLY_CONNECTED': 1}
     """
     model = float32_model(model)
-    _check_arguments(model, quantization, calibration_data, float_io, batch_size)
+    if is_quantized(model):
+        quantization = _trained_quantization(model, quantization, calibration_data)
+    else:
+        _check_calibration(quantization, calibration_data)
+    _check_arguments(model, quantization, float_io, batch_size)
     examples = None
-    if quantization in INTEGER_IO:
+    if quantization in INTEGER_IO and not is_quantized(model):
         specs = input_specs(model)
         examples = read_examples(calibration_data, specs, calibration_examples, "train", "calibration_data")
     with tempfile.TemporaryDirectory() as folder:
-        outputs, loops = _write_saved_model(model, folder, batch_size)
+        with frozen(model):
+            outputs, loops = _write_saved_model(model, folder, batch_size)
         require(
             not loops or quantization not in INTEGER_IO,
             f"{model.name!r} runs a loop in {', '.join(loops)}, which cannot be calibrated for {quantization}"
@@ -98,17 +104,32 @@ def export_tflite(
     return measure_tflite(path)
 
 
-def _check_arguments(
-    model: keras.Model, quantization: str, calibration_data: Any, float_io: bool, batch_size: int | None
-) -> None:
+def _trained_quantization(model: keras.Model, quantization: str, calibration_data: Any) -> str:
+    """What a quantization-aware model is exported as: "int8", whose ranges it has learnt."""
     require(
-        quantization in QUANTIZATIONS,
-        f"quantization must be one of {', '.join(QUANTIZATIONS)}; received {quantization!r}",
+        quantization in ("none", "int8"),
+        f"{model.name!r} is quantization-aware and is exported with the integers it was trained for: leave "
+        f"quantization out; received {quantization!r}",
     )
+    require(
+        calibration_data is None,
+        f"{model.name!r} is quantization-aware: it knows its ranges from training, leave calibration_data out",
+    )
+    return "int8"
+
+
+def _check_calibration(quantization: str, calibration_data: Any) -> None:
     require(
         quantization not in INTEGER_IO or calibration_data is not None,
         f'quantization="{quantization}" needs calibration_data: some 100 to 300 typical examples, such as '
         "training batches, from which the range of each activation is taken",
+    )
+
+
+def _check_arguments(model: keras.Model, quantization: str, float_io: bool, batch_size: int | None) -> None:
+    require(
+        quantization in QUANTIZATIONS,
+        f"quantization must be one of {', '.join(QUANTIZATIONS)}; received {quantization!r}",
     )
     require(
         not float_io or quantization in INTEGER_IO,
@@ -170,10 +191,13 @@ def _convert(
     # The converter reads the folder's variables when it is made, and talks while it does.
     with quiet():
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-    builtins = {
-        "int8": tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
-        "int16x8": tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
-    }.get(quantization, tf.lite.OpsSet.TFLITE_BUILTINS)
+    builtins = tf.lite.OpsSet.TFLITE_BUILTINS
+    # A quantization-aware model brings its ranges along; the sets for integers would ask for examples.
+    if examples is not None:
+        builtins = {
+            "int8": tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+            "int16x8": tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+        }[quantization]
     converter.target_spec.supported_ops = [builtins] + [tf.lite.OpsSet.SELECT_TF_OPS] * allow_flex
     if quantization != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -181,8 +205,8 @@ def _convert(
         converter.target_spec.supported_types = [tf.float16]
     if examples is not None:
         converter.representative_dataset = _representative(examples, batch_size or 1)
-        if not float_io:
-            converter.inference_input_type = converter.inference_output_type = INTEGER_IO[quantization]
+    if quantization in INTEGER_IO and not float_io:
+        converter.inference_input_type = converter.inference_output_type = INTEGER_IO[quantization]
     try:
         with quiet():
             return converter.convert()

@@ -1,0 +1,1 @@
+"""Quantization-aware training: a Keras model that computes as its integer file will."""

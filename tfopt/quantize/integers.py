@@ -1,0 +1,98 @@
+"""The arithmetic of integer quantization, in NumPy: real = scale * (integer - zero_point)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# What LiteRT keeps of a bias is an int32 in steps of input scale * weight scale; one bit is spared.
+_LARGEST_BIAS = 2.0**30
+# Below this a scale would vanish in float32 products.
+_SMALLEST_SCALE = 1e-9
+
+
+def largest_integer(bits: int) -> int:
+    """The largest integer of symmetric, narrow-range weights: 127 for 8 bits, 7 for 4.
+
+    >>> largest_integer(4)
+    7
+    """
+    return 2 ** (bits - 1) - 1
+
+
+def weight_scales(kernel: np.ndarray, axes: Sequence[int], bits: int) -> np.ndarray:
+    """The scales at which the largest weight becomes the largest integer.
+
+    Args:
+      kernel: float array.
+      axes: the axes that share a scale; they stay as 1 in the result's shape.
+      bits: of the integers.
+
+    Source: Jacob et al., Quantization and Training of Neural Networks, 2018, arXiv:1712.05877, equation 12.
+
+    >>> weight_scales(np.array([[2.54, 0.0], [-1.0, 1.27]]), [0], 8)
+    array([[0.02, 0.01]])
+    """
+    largest = np.abs(kernel).max(axis=tuple(axes), keepdims=True)
+    return np.maximum(largest / largest_integer(bits), _SMALLEST_SCALE)
+
+
+def to_integers(kernel: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
+    """The nearest integers, ties to even as in training, within the narrow range; zero stays zero.
+
+    >>> to_integers(np.array([0.0, 0.024, -9.0]), np.array(0.01), 8)
+    array([   0.,    2., -127.])
+    """
+    limit = largest_integer(bits)
+    return np.clip(np.round(kernel / scales), -limit, limit) + 0.0
+
+
+def scales_that_hold(scales: np.ndarray, bias: np.ndarray, input_scale: float | None) -> np.ndarray:
+    """Weight scales raised where the bias would not fit into int32.
+
+    A channel whose weights are nearly zero (a BatchNorm with gamma near 0) has a tiny scale, and its bias in steps
+    of `input_scale * scale` overflows.
+
+    Args:
+      scales: of the weights, of a shape that broadcasts with `bias`.
+      bias: real values.
+      input_scale: step of the layer's input, above 0; None where the input is float.
+
+    >>> scales_that_hold(np.array([1e-9, 0.5]), np.array([1.0, 1.0]), 0.01).round(9)
+    array([9.3e-08, 5.0e-01])
+    """
+    if input_scale is None:
+        return scales
+    return np.maximum(scales, np.abs(bias) / (input_scale * _LARGEST_BIAS))
+
+
+def nudged_range(low: float, high: float, bits: int = 8) -> tuple[float, float]:
+    """The range that is really used: it holds 0 exactly, on the grid of integers.
+
+    Args:
+      low: lowest value, at most `high`.
+      high: highest value.
+      bits: 8: asymmetric, -128 to 127. 16: symmetric, -32767 to 32767.
+
+    Source: Jacob et al., 2018, arXiv:1712.05877, section 3.1.
+
+    >>> nudged_range(-0.7, 254.3)
+    (-1.0, 254.0)
+    >>> nudged_range(-2.0, 1.0, bits=16)
+    (-2.0, 2.0)
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if bits == 16:
+        largest = max(-low, high)
+        return -largest, largest
+    scale = (high - low) / 255.0
+    zero_point = float(np.floor(-low / scale + 0.5))
+    return -zero_point * scale, (255.0 - zero_point) * scale
+
+
+def range_scale(low: float, high: float, bits: int = 8) -> float:
+    """The step of a range: the difference between neighbouring integers.
+
+    >>> range_scale(0.0, 2.55)
+    0.01
+    """
+    return max(-low, high) / 32767.0 if bits == 16 else (high - low) / 255.0

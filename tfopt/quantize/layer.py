@@ -1,0 +1,42 @@
+"""What all quantized layers share."""
+
+from typing import Any
+
+import keras
+
+
+class QuantizedLayer(keras.layers.Layer):
+    """A layer that computes as the integer file will.
+
+    It has two ways to compute: with its variables, for training, and, between `freeze` and `thaw`, with constants
+    that LiteRT's converter reads as integers and scales. It always computes in float32: 16-bit floats cannot hold
+    the rounding.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.supports_masking = True
+        # Whether ranges and statistics follow the data in training; ended before the last steps.
+        self.watches = True
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The input's, unless a layer says otherwise."""
+        return input_shape
+
+    def freeze(self, input_scale: float | None) -> None:
+        """Computes with constants from here on, as the file will.
+
+        Args:
+          input_scale: the smallest step among the layer's quantized inputs, above 0; None without such inputs.
+        """
+        for inner in self._inner():
+            inner.freeze(input_scale)
+
+    def thaw(self) -> None:
+        """Computes with its variables again."""
+        for inner in self._inner():
+            inner.thaw()
+
+    def _inner(self) -> list["QuantizedLayer"]:
+        inner = self._flatten_layers(include_self=False, recursive=False)
+        return [each for each in inner if isinstance(each, QuantizedLayer)]

@@ -1,0 +1,162 @@
+"""`QuantizedLinear`: a convolution or dense layer whose weights are integers, with the BatchNormalization behind it."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from tfopt.quantize import batch_norm as bn
+from tfopt.quantize.convolve import DEPTHWISE, TRANSPOSED, channel_axes, convolve, with_height
+from tfopt.quantize.integers import largest_integer, scales_that_hold, to_integers, weight_scales
+from tfopt.quantize.layer import QuantizedLayer
+
+
+@keras.saving.register_keras_serializable("tfopt")
+class QuantizedLinear(QuantizedLayer):
+    """A convolution, transposed convolution or dense layer that computes with rounded weights.
+
+    Weights are rounded before the gain of the BatchNormalization is applied: folding it into the file multiplies
+    scales and leaves the integers as they were trained. Dense and transposed layers have one scale in the file, so
+    there the gain comes first.
+
+    Args:
+      layer: one of `convolve.LINEAR`, with a linear activation.
+      batch_norm: the BatchNormalization behind it, or None.
+      bits: of the weights, 4 or 8.
+      one_scale: one scale for all channels before the gain, for weights that have few different values.
+
+    Source: Jacob et al., 2018, arXiv:1712.05877, section 3.2; Krishnamoorthi, 2018, arXiv:1806.08342, section 3.2.2.
+
+    >>> layer = QuantizedLinear(keras.layers.Dense(1, use_bias=False), bits=4)
+    >>> layer.build((None, 3))
+    >>> layer.set_weights([np.array([[0.7], [0.33], [-0.02]])])
+    >>> layer(np.eye(3)).numpy().ravel().round(4).tolist()
+    [0.7, 0.3, -0.0]
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        batch_norm: keras.layers.BatchNormalization | None = None,
+        bits: int = 8,
+        one_scale: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.layer, self.batch_norm, self.bits, self.one_scale = layer, batch_norm, bits, one_scale
+        self.frozen: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the layers inside."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        if self.batch_norm is not None and not self.batch_norm.built:
+            self.batch_norm.build(self.layer.compute_output_shape(input_shape))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The layer's."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """The layer with rounded weights, then the BatchNormalization."""
+        if self.frozen is not None:
+            integers, scales, bias = self.frozen
+            outputs = convolve(self.layer, inputs, self._constant_kernel(integers, scales), for_file=True)
+            return outputs if bias is None else outputs + bias
+        outputs = convolve(self.layer, inputs, with_height(self._rounded_kernel(), self.layer), for_file=False)
+        if self.layer.use_bias:
+            outputs = outputs + self.layer.bias
+        if self.batch_norm is not None:
+            outputs = bn.normalize(self.batch_norm, outputs, training and self.watches)
+        return outputs
+
+    def get_config(self) -> dict[str, Any]:
+        """For saving."""
+        serialize = keras.saving.serialize_keras_object
+        own = {"layer": serialize(self.layer), "batch_norm": self.batch_norm and serialize(self.batch_norm)}
+        return {**super().get_config(), **own, "bits": self.bits, "one_scale": self.one_scale}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "QuantizedLinear":
+        """From what `get_config` gave."""
+        inner = {key: keras.saving.deserialize_keras_object(config[key]) for key in ("layer", "batch_norm")}
+        return cls(**{**config, **inner})
+
+    def freeze(self, input_scale: float | None) -> None:
+        """Computes with integer weights as constants from here on, BatchNormalization folded, as the file will.
+
+        Args:
+          input_scale: the step of the layer's input, above 0.
+        """
+        kernel = keras.ops.convert_to_numpy(self.layer.kernel)
+        bias = keras.ops.convert_to_numpy(self.layer.bias) if self.layer.use_bias else np.zeros(())
+        gain = np.ones(())
+        if self.batch_norm is not None:
+            gain, shift = bn.fold(self.batch_norm)
+            bias = bias * gain + shift
+            gain = gain.reshape(self._channels)
+        if self._gain_first:
+            kernel, gain = kernel * gain, np.ones(())
+        scales = weight_scales(kernel, self._shared_axes, self.bits)
+        integers = to_integers(kernel, scales, self.bits) * np.where(gain < 0, -1, 1)
+        scales = scales * np.maximum(np.abs(gain), 1e-12)
+        wanted = np.abs(bias).max() if self._gain_first else np.abs(bias).reshape(self._channels if bias.ndim else ())
+        held = scales_that_hold(scales, wanted, input_scale)
+        integers = np.where(held > scales, to_integers(integers * scales, held, self.bits), integers)
+        has_bias = self.layer.use_bias or self.batch_norm is not None
+        self.frozen = integers, held, bias.astype("float32") if has_bias else None
+
+    def thaw(self) -> None:
+        """Computes with its variables again."""
+        self.frozen = None
+
+    @property
+    def _channels(self) -> tuple[int, ...]:
+        """The kernel's shape with 1 for all axes but those of the output channels."""
+        rank = len(self.layer.kernel.shape)
+        kept = {axis % rank for axis in channel_axes(self.layer)}
+        return tuple(size if i in kept else 1 for i, size in enumerate(self.layer.kernel.shape))
+
+    @property
+    def _gain_first(self) -> bool:
+        """Whether the file has one scale for the whole kernel, which cannot hold a gain for each channel.
+
+        The converter refuses more for these layers ("mismatched quantized axes").
+        """
+        return isinstance(self.layer, (layers.Dense, *TRANSPOSED))
+
+    @property
+    def _shared_axes(self) -> tuple[int, ...]:
+        """The axes of the kernel that share a scale."""
+        one_scale = self.one_scale or self._gain_first
+        return tuple(i for i, size in enumerate(self._channels) if one_scale or size == 1)
+
+    def _rounded_kernel(self) -> tf.Tensor:
+        """The kernel on its grid; the gradient passes as if it were not rounded."""
+        kernel = tf.convert_to_tensor(self.layer.kernel)
+        gain = None
+        if self.batch_norm is not None and self._gain_first:
+            gain = tf.reshape(tf.stop_gradient(bn.gain(self.batch_norm)), self._channels)
+            kernel = kernel * gain
+        largest = tf.reduce_max(tf.abs(kernel), self._shared_axes, keepdims=True)
+        scales = tf.maximum(largest / largest_integer(self.bits), 1e-9)
+        rounded = kernel + tf.stop_gradient(tf.round(kernel / scales) * scales - kernel)
+        return rounded if gain is None else rounded / gain
+
+    def _constant_kernel(self, integers: np.ndarray, scales: np.ndarray) -> tf.Tensor:
+        """The kernel as the converter must see it: constants under an operator that tells their grid."""
+        limit, shape = largest_integer(self.bits), integers.shape
+        kernel = (integers * scales).astype("float32")
+        if self._gain_first:
+            end = float(scales.max()) * limit
+            rounded = tf.quantization.fake_quant_with_min_max_vars(kernel, -end, end, self.bits, narrow_range=True)
+            return with_height(rounded, self.layer)
+        ends = (np.broadcast_to(scales, self._channels).ravel() * limit).astype("float32")
+        # The operator takes the last axis as channels; a depthwise kernel has two axes of them.
+        flat = kernel.reshape(*shape[:-2], 1, -1) if isinstance(self.layer, DEPTHWISE) else kernel
+        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            with_height(flat, self.layer), -ends, ends, num_bits=self.bits, narrow_range=True
+        )
+        return tf.reshape(rounded, with_height(kernel, self.layer).shape)

@@ -1,0 +1,156 @@
+"""`Rewrite`: turns the flat graph of a float model into a quantization-aware Keras model, node by node."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from tfopt.quantize.fake_quant import FakeQuant
+from tfopt.quantize.graph import Graph, Node, Ref
+from tfopt.quantize.layer import QuantizedLayer
+
+
+class Unsupported(ValueError):
+    """A node has no rule; the message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor of the new model, and the quantizer that put it on a grid: None where nothing has yet."""
+
+    tensor: keras.KerasTensor
+    quantizer: FakeQuant | None = None
+
+
+Rule = Callable[["Rewrite", Node], None]
+
+
+class Rewrite:
+    """The new model while it is made; what the rules work with.
+
+    A producer leaves its output as it is; the consumer that needs integers asks for them with `quantized`. So a
+    convolution, its ReLU and the rounding meet in one place without looking ahead.
+
+    Args:
+      graph: of the float model.
+      weight_bits: by layer.
+      activation_bits: 8 or 16.
+    """
+
+    def __init__(self, graph: Graph, weight_bits: Callable[[keras.layers.Layer], int], activation_bits: int) -> None:
+        self.graph, self.weight_bits, self.activation_bits = graph, weight_bits, activation_bits
+        self.values: dict[Ref, Value] = {}
+        # (float layer, its copy): whose variables are copied at the end.
+        self.copies: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
+        # Operations that are part of an earlier node's layer by now.
+        self.absorbed: set[Node] = set()
+        self._made: dict[Any, Any] = {}
+        self._producers = {ref: node for node in graph.nodes for ref in node.outputs}
+        # The names of the model's outputs: in compile() and in the file they stay what they were.
+        self.output_names = [self._producers[ref].name if ref in self._producers else "" for ref in graph.outputs]
+        self._names = {name.split("/")[-1] for name in self.output_names}
+
+    def run(self, rule_for: Callable[[Node], Rule], on_unsupported: Callable[[Node, str], Rule]) -> None:
+        """Applies a rule to every node."""
+        for node in self.graph.nodes:
+            if node in self.absorbed:
+                continue
+            try:
+                rule_for(node)(self, node)
+            except Unsupported as error:
+                on_unsupported(node, str(error))(self, node)
+
+    def put(self, ref: Ref, tensor: keras.KerasTensor, quantizer: FakeQuant | None = None) -> None:
+        """Says what a tensor of the graph is in the new model."""
+        self.values[ref] = Value(tensor, quantizer)
+
+    def quantized(self, ref: Ref) -> keras.KerasTensor:
+        """The tensor on a grid of integers; integer tensors as they are."""
+        value = self.values[ref]
+        if value.quantizer is None and is_float(value.tensor):
+            self.quantize(ref, value.tensor)
+        return self.values[ref].tensor
+
+    def operand(self, node: Node, ref: Ref) -> keras.KerasTensor:
+        """The tensor as it is where only `node` reads it, which then rounds for both; else on a grid."""
+        return self.values[ref].tensor if self.graph.only_consumer(ref) is node else self.quantized(ref)
+
+    def quantize(self, ref: Ref, tensor: keras.KerasTensor, name: str | None = None, **options: Any) -> None:
+        """Puts a tensor behind a new quantizer. Args as for `FakeQuant`."""
+        producer = self._producers.get(ref)
+        made_by = producer.name if producer else tensor._keras_history.operation.name
+        is_output = ref in self.graph.outputs and not self.graph.consumers(ref)
+        quantizer = self._quantizer(name or f"{made_by}_quantize", is_output=is_output, **options)
+        self.put(ref, quantizer(tensor), quantizer)
+
+    def on_grid(self, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """The tensor behind a new quantizer, unless one made it."""
+        return tensor if isinstance(tensor._keras_history.operation, FakeQuant) else self._quantizer(name)(tensor)
+
+    def _quantizer(self, name: str, **options: Any) -> FakeQuant:
+        return FakeQuant(bits=self.activation_bits, name=self.unique(name), **options)
+
+    def requantize(self, ref: Ref, tensor: keras.KerasTensor, source: Ref, again: str) -> None:
+        """Says that a tensor has the scale of `source`. `again` as for `FakeQuant.call`."""
+        quantizer = self.values[source].quantizer
+        self.put(ref, quantizer(tensor, again=again) if quantizer else tensor, quantizer)
+
+    def outputs(self) -> list[keras.KerasTensor]:
+        """The outputs of the new model, each from a layer with the name that it had."""
+        tensors = [self.quantized(ref) for ref in self.graph.outputs]
+        layers = [self.once(("output", name), lambda: keras.layers.Identity(name=name)) for name in self.output_names]
+        return [layer(tensor) for layer, tensor in zip(layers, tensors, strict=True)]
+
+    def arguments(self, node: Node) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """A node's arguments with the new tensors, on grids, in place of its references."""
+
+        def new(value: Any) -> Any:
+            return self.quantized(value) if isinstance(value, Ref) else value
+
+        return keras.tree.map_structure(new, (node.args, dict(node.kwargs)))
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made at the first call with this key: layers that are shared stay shared."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def copy(self, layer: keras.Operation, **changes: Any) -> Any:
+        """A copy of a layer or raw operator in float32, once for each layer; its variables follow at the end."""
+
+        def make() -> Any:
+            config = {**layer.get_config(), **changes}
+            if not isinstance(layer, keras.layers.Layer):
+                return layer.__class__.from_config(config)
+            copied = layer.__class__.from_config({**config, "dtype": "float32"})
+            self.copies.append((layer, copied))
+            return copied
+
+        return self.once((id(layer), tuple(sorted(changes))), make)
+
+    def copy_named(self, node: Node, **changes: Any) -> Any:
+        """A copy that stands in the new model under the node's name."""
+        operation = node.operation
+        if not isinstance(operation, keras.layers.Layer):
+            return self.copy(operation, **changes)
+        name = self.once((id(operation), "name"), lambda: self.unique(node.name))
+        return self.copy(operation, name=name, **changes)
+
+    def unique(self, name: str) -> str:
+        """The name, after "encoder/" as "encoder_" and with a number where another layer has it."""
+        plain = name.split("/")[-1]
+        candidates = (plain, name.replace("/", "_"), *(f"{plain}_{i}" for i in range(1, len(self._names) + 2)))
+        chosen = next(each for each in candidates if each not in self._names)
+        self._names.add(chosen)
+        return chosen
+
+
+def is_float(tensor: keras.KerasTensor) -> bool:
+    """Whether a tensor holds floats."""
+    return "float" in keras.backend.standardize_dtype(tensor.dtype)
+
+
+def is_quantized(layer: Any) -> bool:
+    """Whether it is a layer that `quantize_aware` made."""
+    return isinstance(layer, QuantizedLayer)
