@@ -11,6 +11,9 @@ from tfopt.measure.latency import measure_latency
 from tfopt.measure.stage import Benchmark
 from tfopt.prune.callback import PruningCallback
 from tfopt.prune.stage import Prune
+from tfopt.quantize.aware import quantize_aware
+from tfopt.quantize.calibrate import calibrate
+from tfopt.quantize.island import float_islands
 from tfopt.report import Report
 from tfopt.schedules import ConstantSparsity, PolynomialDecay
 from tfopt.stage import Outcome, Stage, Work
@@ -42,13 +45,16 @@ __all__ = [
     "Train",
     "Work",
     "as_data",
+    "calibrate",
     "export_tflite",
+    "float_islands",
     "from_arrays",
     "from_tfds",
     "load_model",
     "measure_latency",
     "measure_tflite",
     "models",
+    "quantize_aware",
     "run",
     "run_recipe",
     "validate",

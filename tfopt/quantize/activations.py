@@ -40,7 +40,8 @@ FUNCTIONS = {
 
 def clip(low: float | None, high: float | None) -> Activation:
     """A ReLU of any kind: values are cut at `low` and `high`."""
-    return Activation("clip", (("low", low), ("high", high)))
+    ends = (None if end is None else float(end) for end in (low, high))
+    return Activation("clip", tuple(zip(("low", "high"), ends, strict=True)))
 
 
 _RELU, _RELU6 = clip(0.0, None), clip(0.0, 6.0)
@@ -67,7 +68,7 @@ def activation_of(operation: keras.Operation) -> Activation | None:
 
 def by_function(function: Any) -> Activation | None:
     """The activation that a layer's argument `activation` names; None where there is no integer rule for it."""
-    return LINEAR if function is None else _BY_FUNCTION.get(getattr(function, "__name__", None))
+    return LINEAR if function is None else _BY_FUNCTION.get(getattr(function, "__name__", ""))
 
 
 @keras.saving.register_keras_serializable("tfopt")

@@ -1,15 +1,15 @@
-"""`quantize_aware`: a float Keras model in, a Keras model that trains as its integer file will compute out."""
+"""`quantize_aware`: a float Keras model in; out comes one that trains as its integer file will compute."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 from absl import logging
 
 from tfopt.config import require
+from tfopt.quantize.bits import ACTIVATION_BITS, BitSelection, WeightBits
 from tfopt.quantize.frozen import is_quantized
 from tfopt.quantize.graph import Node, flatten, functional
-from tfopt.quantize.rewrite import Rewrite, Unsupported, is_float
+from tfopt.quantize.rewrite import Rewrite
 from tfopt.quantize.rules import rule_for
 
 
@@ -17,29 +17,110 @@ def quantize_aware(
     model: keras.Model,
     weight_bits: int = 8,
     activation_bits: int = 8,
-    layers: Any = None,
+    layers: BitSelection = None,
     on_unsupported: Literal["raise", "float"] = "raise",
 ) -> keras.Model:
-    """Rewrites a model so that it trains, and then predicts, as its integer file will compute."""
-    require(not is_quantized(model), f"the model {model.name!r} is quantization-aware already")
-    graph = flatten(model)
-    rewrite = Rewrite(graph, lambda layer: weight_bits, activation_bits)
-    inputs = []
-    for ref, tensor in zip(graph.inputs, functional(model, model.name)._inputs, strict=True):
-        inputs.append(keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name))
-        rewrite.put(ref, inputs[-1])
+    """Rewrites a model so that it trains, and predicts, with the rounding of its integer file.
 
-    def unsupported(node: Node, reason: str) -> Any:
-        raise ValueError(f"{node.name!r}: {reason}")
+    The result is an ordinary Keras model with the same inputs, outputs and names: compile it, fit it, save it as
+    .keras, and export it with `export_tflite`, which needs no calibration data then. It computes in float32 whatever
+    the dtype policy of the model. Start with `calibrate`, or let the first training batches find the ranges.
 
-    rewrite.run(rule_for, unsupported)
-    outputs = rewrite.outputs()
-    source = functional(model, model.name)
+    Args:
+      model: functional or Sequential, built and trained; nested models are inlined, shared layers stay shared. It is
+        left as it is; the result has copies of its weights.
+      weight_bits: 8, or 4 for files of half the size.
+      activation_bits: 8, or 16 (extra `int16`).
+      layers: which weights get how many bits, see `WeightBits`; None: all get `weight_bits`.
+      on_unsupported: what becomes of a layer without an integer rule. "raise": an error names all of them. "float":
+        they stay in float32, in the file too; `float_islands` lists them.
+
+    Raises:
+      TypeError: it is no Keras 3 model.
+      ValueError: the model is subclassed, not built or quantized already; a layer has no rule; bits do not exist;
+        `layers` selects nothing.
+
+    Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+    Inference, 2018, arXiv:1712.05877; the operators' restrictions: LiteRT 8-bit quantization specification.
+
+    >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3, name="y")])
+    >>> [type(layer).__name__ for layer in quantize_aware(model).layers]
+    ['InputLayer', 'FakeQuant', 'QuantizedLinear', 'FakeQuant', 'Identity']
+    """
+    _check(model, activation_bits, on_unsupported)
+    bits = WeightBits(model, weight_bits, layers)
+    graph, source = flatten(model), functional(model, model.name)
+    rewrite = Rewrite(graph, bits, activation_bits)
+    inputs = [
+        keras.Input(batch_shape=tensor.shape, dtype=_dtype(tensor), name=tensor._keras_history.operation.name)
+        for tensor in source._inputs
+    ]
+    for ref, tensor in zip(graph.inputs, inputs, strict=True):
+        rewrite.put(ref, tensor)
+    unsupported: dict[str, str] = {}
+
+    def on_missing_rule(node: Node, reason: str) -> None:
+        unsupported[node.name] = reason
+        rewrite.keep_float(node, reason)
+
+    rewrite.run(rule_for, on_missing_rule)
+    _report(model, unsupported, on_unsupported)
+    bits.check_used()
     aware = keras.Model(
         keras.tree.pack_sequence_as(source._inputs_struct, inputs),
-        keras.tree.pack_sequence_as(source._outputs_struct, outputs),
+        keras.tree.pack_sequence_as(source._outputs_struct, rewrite.outputs()),
         name=model.name,
     )
-    for ours, copy in rewrite.copies:
-        copy.set_weights(ours.get_weights())
+    for theirs, ours in rewrite.copies:
+        ours.set_weights(theirs.get_weights())
     return aware
+
+
+def _check(model: keras.Model, activation_bits: int, on_unsupported: str) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"expected a Keras 3 model, received {type(model).__module__}.{type(model).__name__}; for a file or a "
+            "Keras 2 model use tfopt.load_model"
+        )
+    require(
+        activation_bits in ACTIVATION_BITS and not isinstance(activation_bits, bool),
+        f"activation_bits must be 8 or 16, received {activation_bits!r}",
+    )
+    require(
+        on_unsupported in ("raise", "float"),
+        f'on_unsupported must be "raise" or "float", received {on_unsupported!r}',
+    )
+    require(
+        not is_quantized(model),
+        f"the model {model.name!r} is quantization-aware already: start from the float model",
+    )
+    by_keras = [layer.name for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None)]
+    require(
+        not by_keras,
+        f"Keras has quantized the layers {', '.join(by_keras)}: start from the model before model.quantize()",
+    )
+    policies = sorted({layer.compute_dtype for layer in model._flatten_layers()} - {"float32"})
+    if policies:
+        logging.warning(
+            "the model %r computes in %s; its quantization-aware copy computes in float32, as 16-bit floats cannot "
+            "hold the rounding",
+            model.name,
+            ", ".join(policies),
+        )
+
+
+def _dtype(tensor: keras.KerasTensor) -> str:
+    """The input's type; 16-bit floats of a mixed policy become float32."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return "float32" if "float" in dtype else dtype
+
+
+def _report(model: keras.Model, unsupported: dict[str, str], on_unsupported: str) -> None:
+    reasons = "; ".join(f"{name!r}: {reason}" for name, reason in unsupported.items())
+    require(
+        not unsupported or on_unsupported == "float",
+        f"{len(unsupported)} operations of the model {model.name!r} cannot be quantized: {reasons}. Replace them, or "
+        'pass on_unsupported="float" to leave them in float',
+    )
+    if unsupported:
+        logging.warning("%d operations of %r stay in float: %s", len(unsupported), model.name, reasons)

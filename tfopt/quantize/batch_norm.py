@@ -1,7 +1,5 @@
 """BatchNormalization inside a quantized layer: in one fused operator for training, folded away for the file."""
 
-from typing import Any
-
 import keras
 import numpy as np
 import tensorflow as tf

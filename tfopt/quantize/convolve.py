@@ -88,4 +88,3 @@ def _convolve_2d(layer: keras.layers.Layer, inputs: tf.Tensor, kernel: Any, for_
 def _pair(layer: keras.layers.Layer) -> tuple[int, ...]:
     padding = layer.output_padding
     return tuple(padding) if isinstance(padding, list | tuple) else (padding,) * layer.rank
-

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfopt.quantize.integers import nudged_range
+from tfopt.quantize.integers import nudged_range, range_scale
 from tfopt.quantize.layer import QuantizedLayer
 
 # The ranges are a mean over the first 100 batches, and follow slowly from there.
@@ -76,7 +76,7 @@ class FakeQuant(QuantizedLayer):
             return self._round(self._clip(inputs), *self.frozen)
         if self.fixed is not None:
             return inputs if self.calibrates or (training and self.is_output) else self._round(inputs, *self.fixed)
-        if (training and self.watches or self.calibrates) and again is None:
+        if ((training and self.watches) or self.calibrates) and again is None:
             self._watch(inputs)
         if self.calibrates or (training and self.is_output):
             return self._clip(inputs)
@@ -99,7 +99,7 @@ class FakeQuant(QuantizedLayer):
         """Whether the range is known."""
         return self.fixed is not None or (self.built and float(self.batches) > 0)
 
-    def freeze(self, input_scale: float | None = None) -> None:
+    def freeze(self, input_scale: float | None = None, output_scale: float | None = None) -> None:
         """Computes with the range as a constant from here on, as the file will.
 
         Raises:
@@ -122,6 +122,12 @@ class FakeQuant(QuantizedLayer):
     def thaw(self) -> None:
         """Computes with its variables again."""
         self.frozen = None
+
+    @property
+    def scale(self) -> float:
+        """The step of the grid, once it is frozen."""
+        assert self.frozen is not None
+        return range_scale(*self.frozen, self.bits)
 
     def _watch(self, inputs: Any) -> None:
         """Moves the range towards that of a batch."""

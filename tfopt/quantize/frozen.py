@@ -7,7 +7,6 @@ from typing import Any
 import keras
 
 from tfopt.quantize.fake_quant import FakeQuant
-from tfopt.quantize.integers import range_scale
 from tfopt.quantize.layer import QuantizedLayer
 
 
@@ -30,10 +29,10 @@ def frozen(model: keras.Model) -> Iterator[None]:
         # Ranges first: what weights must hold follows from them.
         for layer in made:
             if isinstance(layer, FakeQuant):
-                layer.freeze(None)
+                layer.freeze()
         for layer in made:
             if not isinstance(layer, FakeQuant):
-                layer.freeze(_input_scale(layer))
+                layer.freeze(_input_scale(layer), _output_scale(layer))
         yield
     finally:
         for layer in made:
@@ -47,11 +46,16 @@ def _input_scale(layer: keras.layers.Layer) -> float | None:
     return min(scales, default=None)
 
 
+def _output_scale(layer: keras.layers.Layer) -> float | None:
+    readers = {node.operation for node in layer._outbound_nodes}
+    reader = readers.pop() if len(readers) == 1 else None
+    return reader.scale if isinstance(reader, FakeQuant) else None
+
+
 def _scale(tensor: Any) -> float | None:
     operation, index, _ = tensor._keras_history
     if isinstance(operation, FakeQuant):
-        assert operation.frozen is not None
-        return range_scale(*operation.frozen, operation.bits)
+        return operation.scale
     if isinstance(operation, QuantizedLayer) or operation is None:
         return None
     # Dropout and what else is there for training only leaves the grid.

@@ -102,8 +102,7 @@ def flatten(model: keras.Model) -> Graph:
             if isinstance(operation, keras.Model):
                 nested = functional(operation, name)
                 inside = {
-                    id(its): scope[id(ours)]
-                    for its, ours in zip(nested._inputs, node.input_tensors, strict=True)
+                    id(its): scope[id(ours)] for its, ours in zip(nested._inputs, node.input_tensors, strict=True)
                 }
                 walk(nested, inside, name + "/")
                 for its, ours in zip(nested._outputs, node.outputs, strict=True):

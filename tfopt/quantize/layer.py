@@ -23,14 +23,15 @@ class QuantizedLayer(keras.layers.Layer):
         """The input's, unless a layer says otherwise."""
         return input_shape
 
-    def freeze(self, input_scale: float | None) -> None:
+    def freeze(self, input_scale: float | None, output_scale: float | None) -> None:
         """Computes with constants from here on, as the file will.
 
         Args:
           input_scale: the smallest step among the layer's quantized inputs, above 0; None without such inputs.
+          output_scale: the step of what reads its output, above 0; None where several do, or none that is quantized.
         """
         for inner in self._inner():
-            inner.freeze(input_scale)
+            inner.freeze(None, None)
 
     def thaw(self) -> None:
         """Computes with its variables again."""

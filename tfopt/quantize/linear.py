@@ -9,7 +9,13 @@ from keras import layers
 
 from tfopt.quantize import batch_norm as bn
 from tfopt.quantize.convolve import DEPTHWISE, TRANSPOSED, channel_axes, convolve, with_height
-from tfopt.quantize.integers import largest_integer, scales_that_hold, to_integers, weight_scales
+from tfopt.quantize.integers import (
+    largest_integer,
+    rounding_excess,
+    scales_that_hold,
+    to_integers,
+    weight_scales,
+)
 from tfopt.quantize.layer import QuantizedLayer
 
 
@@ -32,8 +38,8 @@ class QuantizedLinear(QuantizedLayer):
     >>> layer = QuantizedLinear(keras.layers.Dense(1, use_bias=False), bits=4)
     >>> layer.build((None, 3))
     >>> layer.set_weights([np.array([[0.7], [0.33], [-0.02]])])
-    >>> layer(np.eye(3)).numpy().ravel().round(4).tolist()
-    [0.7, 0.3, -0.0]
+    >>> layer(np.eye(3)).numpy().ravel().round(4)
+    array([0.7, 0.3, 0. ], dtype=float32)
     """
 
     def __init__(
@@ -84,12 +90,8 @@ class QuantizedLinear(QuantizedLayer):
         inner = {key: keras.saving.deserialize_keras_object(config[key]) for key in ("layer", "batch_norm")}
         return cls(**{**config, **inner})
 
-    def freeze(self, input_scale: float | None) -> None:
-        """Computes with integer weights as constants from here on, BatchNormalization folded, as the file will.
-
-        Args:
-          input_scale: the step of the layer's input, above 0.
-        """
+    def freeze(self, input_scale: float | None, output_scale: float | None) -> None:
+        """Computes with integer weights as constants from here on, BatchNormalization folded, as the file will."""
         kernel = keras.ops.convert_to_numpy(self.layer.kernel)
         bias = keras.ops.convert_to_numpy(self.layer.bias) if self.layer.use_bias else np.zeros(())
         gain = np.ones(())
@@ -105,6 +107,9 @@ class QuantizedLinear(QuantizedLayer):
         wanted = np.abs(bias).max() if self._gain_first else np.abs(bias).reshape(self._channels if bias.ndim else ())
         held = scales_that_hold(scales, wanted, input_scale)
         integers = np.where(held > scales, to_integers(integers * scales, held, self.bits), integers)
+        if self.bits == 4 and input_scale is not None and output_scale is not None:
+            step = input_scale * (held.max() if self._gain_first else held.ravel())
+            bias = bias - step * rounding_excess(step / output_scale)
         has_bias = self.layer.use_bias or self.batch_norm is not None
         self.frozen = integers, held, bias.astype("float32") if has_bias else None
 

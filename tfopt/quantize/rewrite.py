@@ -1,6 +1,7 @@
 """`Rewrite`: turns the flat graph of a float model into a quantization-aware Keras model, node by node."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import keras
 
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.graph import Graph, Node, Ref
-from tfopt.quantize.layer import QuantizedLayer
+from tfopt.quantize.island import FloatIsland
 
 
 class Unsupported(ValueError):
@@ -17,10 +18,14 @@ class Unsupported(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Value:
-    """A tensor of the new model, and the quantizer that put it on a grid: None where nothing has yet."""
+    """A tensor of the new model, and the quantizer that put it on a grid: None where nothing has yet.
+
+    `stays_float`: it comes from a layer that stays in float.
+    """
 
     tensor: keras.KerasTensor
     quantizer: FakeQuant | None = None
+    stays_float: bool = False
 
 
 Rule = Callable[["Rewrite", Node], None]
@@ -51,19 +56,35 @@ class Rewrite:
         self.output_names = [self._producers[ref].name if ref in self._producers else "" for ref in graph.outputs]
         self._names = {name.split("/")[-1] for name in self.output_names}
 
-    def run(self, rule_for: Callable[[Node], Rule], on_unsupported: Callable[[Node, str], Rule]) -> None:
-        """Applies a rule to every node."""
+    def run(self, rule_for: Callable[[Node], Rule], on_unsupported: Callable[[Node, str], None]) -> None:
+        """Applies a rule to every node; where there is none, hands the node on with the reason."""
         for node in self.graph.nodes:
             if node in self.absorbed:
                 continue
             try:
                 rule_for(node)(self, node)
             except Unsupported as error:
-                on_unsupported(node, str(error))(self, node)
+                on_unsupported(node, str(error))
 
     def put(self, ref: Ref, tensor: keras.KerasTensor, quantizer: FakeQuant | None = None) -> None:
         """Says what a tensor of the graph is in the new model."""
         self.values[ref] = Value(tensor, quantizer)
+
+    def keep_float(self, node: Node, reason: str) -> None:
+        """Leaves a node in float: what it reads is dequantized before it in the file."""
+
+        def new(value: Any) -> Any:
+            if not isinstance(value, Ref):
+                return value
+            return self.values[value].tensor if self.values[value].stays_float else self.quantized(value)
+
+        args, kwargs = keras.tree.map_structure(new, (node.args, dict(node.kwargs)))
+        island = self.once(
+            (id(node.operation), "float"),
+            lambda: FloatIsland(self.copy(node.operation), reason, name=self.unique(node.name)),
+        )
+        for ref, tensor in zip(node.outputs, keras.tree.flatten(island(*args, **kwargs)), strict=True):
+            self.values[ref] = Value(tensor, stays_float=True)
 
     def quantized(self, ref: Ref) -> keras.KerasTensor:
         """The tensor on a grid of integers; integer tensors as they are."""
@@ -99,8 +120,11 @@ class Rewrite:
     def outputs(self) -> list[keras.KerasTensor]:
         """The outputs of the new model, each from a layer with the name that it had."""
         tensors = [self.quantized(ref) for ref in self.graph.outputs]
-        layers = [self.once(("output", name), lambda: keras.layers.Identity(name=name)) for name in self.output_names]
-        return [layer(tensor) for layer, tensor in zip(layers, tensors, strict=True)]
+        named = []
+        for name, tensor in zip(self.output_names, tensors, strict=True):
+            layer = self.once(("output", name), functools.partial(keras.layers.Identity, name=name.split("/")[-1]))
+            named.append(layer(tensor))
+        return named
 
     def arguments(self, node: Node) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """A node's arguments with the new tensors, on grids, in place of its references."""
@@ -149,8 +173,3 @@ class Rewrite:
 def is_float(tensor: keras.KerasTensor) -> bool:
     """Whether a tensor holds floats."""
     return "float" in keras.backend.standardize_dtype(tensor.dtype)
-
-
-def is_quantized(layer: Any) -> bool:
-    """Whether it is a layer that `quantize_aware` made."""
-    return isinstance(layer, QuantizedLayer)

@@ -32,14 +32,7 @@ _TRAINING_ONLY = (
     layers.ActivityRegularization,
     layers.Identity,
 )
-# They move values and make none.
-_MOVES = (
-    "MaxPooling1D MaxPooling2D GlobalMaxPooling1D GlobalMaxPooling2D Flatten Reshape Permute RepeatVector "
-    "ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling1D "
-    "Transpose Squeeze ExpandDims GetItem Repeat Flip"
-).split()
-_AVERAGES = (layers.AveragePooling1D, layers.AveragePooling2D)
-_MEANS = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
+# Raw operators of Keras have no public classes, so they go by the names of these.
 _ARITHMETIC = {
     "Add": "add",
     "Subtract": "subtract",
@@ -50,41 +43,20 @@ _ARITHMETIC = {
 
 
 def rule_for(node: Node) -> Rule:
-    """The rule for a node.
+    """The rule for a node: the first in `RULES` that takes its operation.
 
     Raises:
       Unsupported: there is none.
     """
     operation = node.operation
-    require_channels_last(operation)
-    if isinstance(operation, (layers.SeparableConv1D, layers.SeparableConv2D)):
-        return separable
-    if isinstance(operation, LINEAR):
-        return linear
-    if isinstance(operation, SCALES):
-        return scale
-    if isinstance(operation, _TRAINING_ONLY):
-        return training_only
-    if isinstance(operation, _AVERAGES):
-        return average
-    if isinstance(operation, _MEANS):
-        return mean
-    if node.type in _MOVES:
-        return move
-    if node.type in _ARITHMETIC:
-        return arithmetic
-    if isinstance(operation, layers.UpSampling2D):
-        return move if operation.interpolation == "nearest" else average
-    if node.type == "Concatenate":
-        return concatenate
+    if getattr(operation, "data_format", "channels_last") == "channels_first":
+        raise Unsupported("data_format='channels_first' has no integer kernels: build the model channels last")
+    for kinds, rule in RULES:
+        if any(node.type == kind if isinstance(kind, str) else isinstance(operation, kind) for kind in kinds):
+            return rule
     if activation_of(operation) is not None:
         return activation
     raise Unsupported(f"there is no integer rule for {node.type}")
-
-
-def require_channels_last(operation: Any) -> None:
-    if getattr(operation, "data_format", "channels_last") == "channels_first":
-        raise Unsupported("data_format='channels_first' has no integer kernels: build the model channels last")
 
 
 def linear(rewrite: Rewrite, node: Node) -> None:
@@ -166,6 +138,11 @@ def _same_scale(rewrite: Rewrite, node: Node, again: str) -> None:
     rewrite.requantize(node.outputs[0], tensor, node.inputs[0], again)
 
 
+def upsample(rewrite: Rewrite, node: Node) -> None:
+    """Repeats values, or makes averages of them."""
+    _same_scale(rewrite, node, "exact" if node.operation.interpolation == "nearest" else "rounded")
+
+
 def mean(rewrite: Rewrite, node: Node) -> None:
     """Global averages have a scale of their own."""
     args, kwargs = rewrite.arguments(node)
@@ -228,3 +205,20 @@ def _activate(rewrite: Rewrite, output: Ref, tensor: Any, function: Activation, 
         rewrite.put(output, tensor)
         if function.kind in FIXED_RANGES:
             rewrite.quantize(output, tensor, fixed=FIXED_RANGES[function.kind])
+
+
+RULES: list[tuple[tuple[type | str, ...], Rule]] = [
+    ((layers.SeparableConv1D, layers.SeparableConv2D), separable),
+    (LINEAR, linear),
+    (SCALES, scale),
+    (_TRAINING_ONLY, training_only),
+    ((layers.MaxPooling1D, layers.MaxPooling2D, layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D), move),
+    ((layers.Flatten, layers.Reshape, layers.Permute, layers.RepeatVector, layers.UpSampling1D), move),
+    ((layers.ZeroPadding1D, layers.ZeroPadding2D, layers.Cropping1D, layers.Cropping2D), move),
+    (("Reshape", "Transpose", "Squeeze", "ExpandDims", "GetItem"), move),
+    ((layers.AveragePooling1D, layers.AveragePooling2D), average),
+    ((layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D), mean),
+    ((layers.UpSampling2D,), upsample),
+    (("Concatenate",), concatenate),
+    (tuple(_ARITHMETIC), arithmetic),
+]

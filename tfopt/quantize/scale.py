@@ -1,4 +1,4 @@
-"""`QuantizedScale`: a layer that multiplies and shifts each channel, as a depthwise convolution of 1 x 1 in the file."""
+"""`QuantizedScale`: multiplies and shifts each channel, as a depthwise convolution of 1 x 1 in the file."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ class QuantizedScale(QuantizedLayer):
         """From what `get_config` gave."""
         return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
 
-    def freeze(self, input_scale: float | None) -> None:
+    def freeze(self, input_scale: float | None, output_scale: float | None) -> None:
         """Computes with constants from here on, as the file will."""
         factor, shift = self._factor_and_shift()
         limit = largest_integer(8)
@@ -71,7 +71,9 @@ class QuantizedScale(QuantizedLayer):
             return bn.fold(self.layer)
         # Affine in each channel, whatever the layer's own arithmetic.
         shape = (1,) * (self.rank - 1) + (self.channels,)
-        at = [keras.ops.convert_to_numpy(self.layer(np.full(shape, value, "float32"))).ravel() for value in (0.0, 256.0)]
+        at = [
+            keras.ops.convert_to_numpy(self.layer(np.full(shape, value, "float32"))).ravel() for value in (0.0, 256.0)
+        ]
         return (at[1] - at[0]) / 256.0, at[0]
 
     def _convolve(self, inputs: tf.Tensor, factor: np.ndarray, ends: np.ndarray, shift: np.ndarray) -> tf.Tensor:

@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import keras
@@ -15,6 +15,7 @@ from tfopt.config import require
 from tfopt.files import atomic_path
 from tfopt.measure.file import CONVERSIONS, Measurement, measure_tflite, weight_tensors
 from tfopt.quantize.frozen import frozen, is_quantized
+from tfopt.quantize.island import float_islands
 from tfopt.tflite.examples import Examples, read_examples
 from tfopt.tflite.flatbuffer import FlatBuffer, Graph, Operator, parse_tflite
 from tfopt.tflite.model import call_named, float32_model, input_specs, static_batch
@@ -79,7 +80,7 @@ def export_tflite(
     else:
         _check_calibration(quantization, calibration_data)
     _check_arguments(model, quantization, float_io, batch_size)
-    examples = None
+    examples, islands = None, list(float_islands(model))
     if quantization in INTEGER_IO and not is_quantized(model):
         specs = input_specs(model)
         examples = read_examples(calibration_data, specs, calibration_examples, "train", "calibration_data")
@@ -94,17 +95,17 @@ def export_tflite(
         for _ in range(_TRIES):
             content = _convert(folder, model.name, quantization, examples, float_io, batch_size, allow_flex)
             file = parse_tflite(content, str(path))
-            if quantization not in INTEGER_IO or not _float_inside(file, float_io):
+            if quantization not in INTEGER_IO or not _float_inside(file, float_io, islands):
                 break
     content = _in_order(content, file, [spec.name for spec in input_specs(model)], outputs)
-    _check_promise(file, quantization, float_io, allow_flex)
+    _check_promise(file, quantization, float_io, allow_flex, islands)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
         check_runs(temporary)
     return measure_tflite(path)
 
 
-def _trained_quantization(model: keras.Model, quantization: str, calibration_data: Any) -> str:
+def _trained_quantization(model: keras.Model, quantization: str, calibration_data: Any) -> Quantization:
     """What a quantization-aware model is exported as: "int8", whose ranges it has learnt."""
     require(
         quantization in ("none", "int8"),
@@ -267,7 +268,9 @@ def _in_order(content: bytes, file: FlatBuffer, inputs: list[str], outputs: list
     return bytes(changed)
 
 
-def _check_promise(file: FlatBuffer, quantization: str, float_io: bool, allow_flex: bool) -> None:
+def _check_promise(
+    file: FlatBuffer, quantization: str, float_io: bool, allow_flex: bool, islands: Sequence[str]
+) -> None:
     require(
         allow_flex or not file.flex_ops,
         f"the file needs TensorFlow's Flex delegate for {', '.join(file.flex_ops)}: replace the layers "
@@ -278,7 +281,7 @@ def _check_promise(file: FlatBuffer, quantization: str, float_io: bool, allow_fl
         f"the file needs custom ops, which no LiteRT runtime has: {', '.join(file.custom_ops)}",
     )
     if quantization in INTEGER_IO:
-        inside = _float_inside(file, float_io)
+        inside = _float_inside(file, float_io, islands)
         require(
             not inside,
             f"the {quantization} file still holds float tensors: {'; '.join(inside[:8])}"
@@ -295,17 +298,28 @@ def _check_promise(file: FlatBuffer, quantization: str, float_io: bool, allow_fl
         )
 
 
-def _float_inside(file: FlatBuffer, float_io: bool) -> list[str]:
+def _float_inside(file: FlatBuffer, float_io: bool, islands: Sequence[str] = ()) -> list[str]:
     """Operators with float tensors, as "TYPE (tensor)"; conversions at inputs and outputs are allowed with
-    `float_io`."""
+    `float_io`, and so are the layers that were asked to stay in float, with the conversions around them."""
     main = file.graphs[0]
     edges = {*main.inputs, *main.outputs} if float_io else set()
 
     def offends(graph: Graph, operator: Operator) -> bool:
-        allowed = edges if graph is main and operator.type in CONVERSIONS else set()
+        is_conversion = operator.type in CONVERSIONS
+        if islands and (is_conversion or graph is not main or _belongs_to(graph, operator, islands)):
+            return False
+        allowed = edges if graph is main and is_conversion else set()
         return any(graph.tensors[i].is_float and i not in allowed for i in operator.tensors)
 
     found = [(graph, op) for graph in file.graphs for op in graph.operators if offends(graph, op)]
     # The operators that compute are the cause, the conversions around them the consequence.
     found.sort(key=lambda pair: pair[1].type in CONVERSIONS)
     return [f"{op.type} ({', '.join(graph.tensors[i].name for i in op.outputs)})" for graph, op in found]
+
+
+def _belongs_to(graph: Graph, operator: Operator, layers: Sequence[str]) -> bool:
+    """Whether an operator was made by one of these layers: their names are scopes of its outputs' names."""
+    scopes = {scope for i in operator.outputs for scope in re.split("[/;]", graph.tensors[i].name)}
+    return any(
+        scope == layer or re.fullmatch(f"{re.escape(layer)}_\\d+", scope) for scope in scopes for layer in layers
+    )
