@@ -73,7 +73,9 @@ class FakeQuant(QuantizedLayer):
         if again == "exact" and self.frozen is None:
             return inputs
         if self.frozen is not None:
-            return self._round(self._clip(inputs), *self.frozen)
+            # A range of 8 bits lies within the ends of the clipping, so rounding does both, and what precedes it in
+            # the file needs no operator for it; a symmetric one of 16 bits does not.
+            return self._round(self._clip(inputs) if self.bits == 16 else inputs, *self.frozen)
         if self.fixed is not None:
             return inputs if self.calibrates or (training and self.is_output) else self._round(inputs, *self.fixed)
         if ((training and self.watches) or self.calibrates) and again is None:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfopt.quantize import attention, recurrent
 from tfopt.quantize.activations import (
     FIXED_RANGES,
     Activation,
@@ -221,4 +222,6 @@ RULES: list[tuple[tuple[type | str, ...], Rule]] = [
     ((layers.UpSampling2D,), upsample),
     (("Concatenate",), concatenate),
     (tuple(_ARITHMETIC), arithmetic),
+    *attention.RULES,
+    *recurrent.RULES,
 ]
