@@ -39,7 +39,7 @@ def test_json_round_trip_and_follow():
     promise = tfopt.Sparsity({"a/kernel": 0.5, "b/kernel": 0.25})
     assert invariants.from_dict(promise.to_dict()) == promise
     assert promise.follow({"a/kernel": "c/kernel"}).targets == {"c/kernel": 0.5, "b/kernel": 0.25}
-    with pytest.raises(ValueError, match="unknown kind of invariant 'magic'; there are sparsity"):
+    with pytest.raises(ValueError, match="unknown kind of invariant 'magic'; there are sparsity, clustered"):
         invariants.from_dict({"kind": "magic"})
     with pytest.raises(ValueError, match=r"sparsity of 'a' must be a fraction in \[0, 1\), received 80; .* 0.8"):
         tfopt.Sparsity({"a": 80})

@@ -1,6 +1,7 @@
 """tfopt: makes Keras 3 models smaller and faster, down to a verified LiteRT file."""
 
 from tfopt.chain import run, validate
+from tfopt.clusters import Clustered
 from tfopt.data import Data, as_data, from_arrays, from_tfds
 from tfopt.data.stage import LoadTFDS
 from tfopt.invariants import Invariant, Sparsity
@@ -13,7 +14,9 @@ from tfopt.prune.callback import PruningCallback
 from tfopt.prune.stage import Prune
 from tfopt.quantize.aware import quantize_aware
 from tfopt.quantize.calibrate import calibrate
+from tfopt.quantize.callback import FreezeRanges
 from tfopt.quantize.island import float_islands
+from tfopt.quantize.stage import QuantizeAware
 from tfopt.report import Report
 from tfopt.schedules import ConstantSparsity, PolynomialDecay
 from tfopt.stage import Outcome, Stage, Work
@@ -27,11 +30,13 @@ from tfopt.train.stage import Build, LoadModel, Train
 __all__ = [
     "Benchmark",
     "Build",
+    "Clustered",
     "ConstantSparsity",
     "Cosine",
     "Data",
     "ExportTFLite",
     "Fit",
+    "FreezeRanges",
     "Invariant",
     "LoadModel",
     "LoadTFDS",
@@ -39,6 +44,7 @@ __all__ = [
     "PolynomialDecay",
     "Prune",
     "PruningCallback",
+    "QuantizeAware",
     "Report",
     "Sparsity",
     "Stage",

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt.clusters import Clustered
 from tfopt.config import Config, require_fraction
 
 Constraint = Callable[[Any], Any]
@@ -200,10 +201,11 @@ def _entries(promises: Sequence[Invariant], broken: Sequence[list[str]], where: 
 def from_dict(values: Mapping[str, Any]) -> Invariant:
     """The promise that `to_dict` described."""
     fields = {key: value for key, value in values.items() if key != "kind"}
-    kinds = {each.kind: each for each in (Sparsity,)}
+    kinds = {each.kind: each for each in (Sparsity, Clustered)}
     if values.get("kind") not in kinds:
         raise ValueError(f"unknown kind of invariant {values.get('kind')!r}; there are {', '.join(kinds)}")
-    return kinds[values["kind"]](**fields)
+    promise: Invariant = kinds[values["kind"]](**fields)
+    return promise
 
 
 def measure_sparsity(model: keras.Model) -> dict[str, float]:

@@ -47,6 +47,13 @@ def quantize_aware(
     >>> [type(layer).__name__ for layer in quantize_aware(model).layers]
     ['InputLayer', 'FakeQuant', 'QuantizedLinear', 'FakeQuant', 'Identity']
     """
+    return rewrite_model(model, weight_bits, activation_bits, layers, on_unsupported)[0]
+
+
+def rewrite_model(
+    model: keras.Model, weight_bits: int, activation_bits: int, layers: BitSelection, on_unsupported: str
+) -> tuple[keras.Model, dict[str, str]]:
+    """What `quantize_aware` returns, and the new path of each variable that was copied, by its old one."""
     _check(model, activation_bits, on_unsupported)
     bits = WeightBits(model, weight_bits, layers)
     graph, source = flatten(model), functional(model, model.name)
@@ -71,9 +78,11 @@ def quantize_aware(
         keras.tree.pack_sequence_as(source._outputs_struct, rewrite.outputs()),
         name=model.name,
     )
+    renamed = {}
     for theirs, ours in rewrite.copies:
         ours.set_weights(theirs.get_weights())
-    return aware
+        renamed |= {old.path: new.path for old, new in zip(theirs.variables, ours.variables, strict=True)}
+    return aware, renamed
 
 
 def _check(model: keras.Model, activation_bits: int, on_unsupported: str) -> None:

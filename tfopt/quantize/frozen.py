@@ -15,6 +15,11 @@ def is_quantized(model: keras.Model) -> bool:
     return any(isinstance(layer, QuantizedLayer) for layer in model._flatten_layers())
 
 
+def quantized_layers(model: keras.Model) -> list[QuantizedLayer]:
+    """The layers of the model's own graph that `quantize_aware` made."""
+    return [layer for layer in model._flatten_layers(recursive=False) if isinstance(layer, QuantizedLayer)]
+
+
 @contextlib.contextmanager
 def frozen(model: keras.Model) -> Iterator[None]:
     """Inside the block the model computes with constants: integer weights, known ranges, BatchNormalization folded.
@@ -24,7 +29,7 @@ def frozen(model: keras.Model) -> Iterator[None]:
     Raises:
       ValueError: a range is not known yet, or not finite.
     """
-    made = [layer for layer in model._flatten_layers(recursive=False) if isinstance(layer, QuantizedLayer)]
+    made = quantized_layers(model)
     try:
         # Ranges first: what weights must hold follows from them.
         for layer in made:

@@ -46,6 +46,42 @@ def missing_zero_patterns(path: str | os.PathLike[str], kernels: Mapping[str, np
     return [name for name, kernel in kernels.items() if not (found(kernel == 0) or found_in_parts(kernel == 0))]
 
 
+def missing_clusters(path: str | os.PathLike[str], kernels: Mapping[str, np.ndarray]) -> list[str]:
+    """The kernels whose clusters are not found in any weight tensor of the file, in their places.
+
+    Found means that where the kernel has one value, the file has one value: or, as a BatchNormalization with a
+    negative gamma turns the sign of its channel, that value and its negative.
+
+    Args:
+      path: of the .tflite file.
+      kernels: arrays of any shape, by a name of the caller's choice.
+
+    Returns:
+      The names of those not found.
+    """
+    stored = [np.abs(weight.values.astype(np.float64)) for weight in weight_tensors(read_tflite(path))]
+
+    def found(members: np.ndarray) -> bool:
+        return any(
+            _one_value_each(arranged.ravel(), tensor.ravel())
+            for tensor in stored
+            if tensor.size == members.size
+            for arranged in _arrangements(members, tensor.shape)
+        )
+
+    def members(kernel: np.ndarray) -> np.ndarray:
+        return np.unique(kernel, return_inverse=True)[1].reshape(kernel.shape)
+
+    return [name for name, kernel in kernels.items() if not found(members(kernel))]
+
+
+def _one_value_each(members: np.ndarray, values: np.ndarray) -> bool:
+    """Whether all values of a cluster are equal."""
+    first = np.zeros(members.max() + 1)
+    first[members] = values
+    return bool((first[members] == values).all())
+
+
 def _arrangements(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """The array in every order of its axes, reshaped."""
     for axes in itertools.permutations(range(array.ndim)):
