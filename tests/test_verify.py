@@ -71,8 +71,18 @@ def test_a_sound_file_agrees(files, mode):
     if mode == "int8":
         assert 0.1 < result.mean_lsb < 1
         assert result.max_lsb < 5
-    if not mode.startswith("int"):
-        assert (result.max_lsb, result.mean_lsb) == (None, None)
+    noise = result.noise
+    assert (noise.examples, noise.model_argmax_agreement) == (64, result.argmax_agreement)
+    assert noise.argmax_agreement >= 0.95
+    assert noise.max_abs_error <= 3 * result.max_abs_error
+    assert noise.model_mean_lsb == result.mean_lsb
+    steps = [layer.lsb for layer in result.layers]
+    if mode.startswith("int"):
+        assert 0 <= noise.mean_lsb < 0.5
+        assert all(step > 0 for step in steps)
+    else:
+        assert (result.max_lsb, result.mean_lsb) == (noise.max_lsb, noise.mean_lsb) == (None, None)
+        assert set(steps) == {None}
     assert kind_of_file(read_tflite(files / f"{mode}.tflite")) == {"none": "float32"}.get(mode, mode)
 
 

@@ -1,5 +1,6 @@
 """`QuantizedArithmetic`: sums, differences, products of tensors and constants, one rounding after each operator."""
 
+import functools
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.quantize.fake_quant import FakeQuant
+from tfopt.quantize.integers import nudged_range
 from tfopt.quantize.layer import QuantizedLayer
 
 OPERATORS = {
@@ -24,7 +26,7 @@ class QuantizedArithmetic(QuantizedLayer):
 
     Args:
       operator: a key of `OPERATORS`.
-      constant: a number or array that takes part too, or None.
+      constant: a number or array that takes part too, or None; a number is exact, an array is rounded to 8 bits.
       constant_first: whether it stands before the tensors.
       count: the number of operands.
       bits: of the intermediate results.
@@ -61,15 +63,18 @@ class QuantizedArithmetic(QuantizedLayer):
         return tuple(result)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
-        """The first mask that an operand has."""
+        """As Keras' merging layers: what any operand does not mask, where all have a mask."""
         masks = previous_mask if isinstance(previous_mask, list | tuple) else [previous_mask]
-        return next((mask for mask in masks if mask is not None), None)
+        if any(mask is None for mask in masks):
+            return None
+        different = list({id(mask): mask for mask in masks}.values())
+        return functools.reduce(keras.ops.logical_or, different)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """The operator over all operands, from left to right."""
         operands = list(inputs)
         if self.constant is not None:
-            operands.insert(0 if self.constant_first else len(operands), tf.constant(self.constant))
+            operands.insert(0 if self.constant_first else len(operands), self._rounded_constant())
         result = operands[0]
         for index, operand in enumerate(operands[1:]):
             result = OPERATORS[self.operator](result, operand)
@@ -82,3 +87,10 @@ class QuantizedArithmetic(QuantizedLayer):
         constant = None if self.constant is None else self.constant.tolist()
         own = {key: getattr(self, key) for key in ("operator", "constant_first", "count", "bits")}
         return {**super().get_config(), **own, "constant": constant}
+
+    def _rounded_constant(self) -> tf.Tensor:
+        # The larger of two tensors must have their common scale, which the converter gives to plain constants only.
+        if self.constant.ndim == 0 or self.operator in ("maximum", "minimum"):
+            return tf.constant(self.constant)
+        low, high = nudged_range(float(self.constant.min()), max(float(self.constant.max()), 1e-9))
+        return tf.quantization.fake_quant_with_min_max_vars(self.constant, low, high)

@@ -1,5 +1,6 @@
 """`quantize_aware`: a float Keras model in; out comes one that trains as its integer file will compute."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import keras
@@ -11,6 +12,7 @@ from tfopt.quantize.frozen import is_quantized
 from tfopt.quantize.graph import Node, flatten, functional
 from tfopt.quantize.rewrite import Rewrite
 from tfopt.quantize.rules import rule_for
+from tfopt.train.precision import float32_by_default
 
 
 def quantize_aware(
@@ -56,33 +58,38 @@ def rewrite_model(
     """What `quantize_aware` returns, and the new path of each variable that was copied, by its old one."""
     _check(model, activation_bits, on_unsupported)
     bits = WeightBits(model, weight_bits, layers)
-    graph, source = flatten(model), functional(model, model.name)
-    rewrite = Rewrite(graph, bits, activation_bits)
-    inputs = [
-        keras.Input(batch_shape=tensor.shape, dtype=_dtype(tensor), name=tensor._keras_history.operation.name)
-        for tensor in source._inputs
-    ]
-    for ref, tensor in zip(graph.inputs, inputs, strict=True):
-        rewrite.put(ref, tensor)
-    unsupported: dict[str, str] = {}
+    with float32_by_default():
+        graph, source = flatten(model), functional(model, model.name)
+        names = [tensor._keras_history.operation.name for tensor in source._outputs]
+        rewrite = Rewrite(graph, bits, activation_bits, names)
+        inputs = [
+            keras.Input(
+                batch_shape=tensor.shape,
+                dtype=_dtype(tensor, graph.consumers(ref)),
+                name=tensor._keras_history.operation.name,
+            )
+            for ref, tensor in zip(graph.inputs, source._inputs, strict=True)
+        ]
+        for ref, tensor in zip(graph.inputs, inputs, strict=True):
+            rewrite.put(ref, tensor)
+        unsupported: dict[str, str] = {}
 
-    def on_missing_rule(node: Node, reason: str) -> None:
-        unsupported[node.name] = reason
-        rewrite.keep_float(node, reason)
+        def on_missing_rule(node: Node, reason: str) -> None:
+            unsupported[node.name] = reason
+            if on_unsupported == "float":
+                rewrite.keep_float(node, reason)
+            else:
+                rewrite.skip(node)
 
-    rewrite.run(rule_for, on_missing_rule)
-    _report(model, unsupported, on_unsupported)
-    bits.check_used()
-    aware = keras.Model(
-        keras.tree.pack_sequence_as(source._inputs_struct, inputs),
-        keras.tree.pack_sequence_as(source._outputs_struct, rewrite.outputs()),
-        name=model.name,
-    )
-    renamed = {}
-    for theirs, ours in rewrite.copies:
-        ours.set_weights(theirs.get_weights())
-        renamed |= {old.path: new.path for old, new in zip(theirs.variables, ours.variables, strict=True)}
-    return aware, renamed
+        rewrite.run(rule_for, on_missing_rule)
+        _report(model, unsupported, on_unsupported)
+        bits.check_used()
+        aware = keras.Model(
+            keras.tree.pack_sequence_as(source._inputs_struct, inputs),
+            keras.tree.pack_sequence_as(source._outputs_struct, rewrite.outputs()),
+            name=model.name,
+        )
+    return aware, rewrite.copy_variables()
 
 
 def _check(model: keras.Model, activation_bits: int, on_unsupported: str) -> None:
@@ -118,10 +125,13 @@ def _check(model: keras.Model, activation_bits: int, on_unsupported: str) -> Non
         )
 
 
-def _dtype(tensor: keras.KerasTensor) -> str:
-    """The input's type; 16-bit floats of a mixed policy become float32."""
+def _dtype(tensor: keras.KerasTensor, consumers: Sequence[Node]) -> str:
+    """The input's type: float32 for any floats, but int32 for indices, which Keras lets be floats."""
     dtype = keras.backend.standardize_dtype(tensor.dtype)
-    return "float32" if "float" in dtype else dtype
+    if "float" not in dtype:
+        return dtype
+    are_indices = any(isinstance(node.operation, keras.layers.Embedding) for node in consumers)
+    return "int32" if are_indices else "float32"
 
 
 def _report(model: keras.Model, unsupported: dict[str, str], on_unsupported: str) -> None:

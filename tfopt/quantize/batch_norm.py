@@ -11,8 +11,15 @@ def gain(layer: keras.layers.BatchNormalization) -> tf.Tensor:
     return layer.gamma * factor if layer.scale else factor
 
 
+def gain_and_shift(layer: keras.layers.BatchNormalization) -> tuple[tf.Tensor, tf.Tensor]:
+    """The layer as `x * gain + shift`, when it predicts: two tensors of shape (channels,)."""
+    factor = gain(layer)
+    shift = -layer.moving_mean * factor
+    return factor, shift + layer.beta if layer.center else shift
+
+
 def fold(layer: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """The layer as `x * gain + shift`: two arrays of shape (channels,).
+    """The same as arrays.
 
     >>> layer = keras.layers.BatchNormalization(epsilon=0.0)
     >>> layer.build((None, 1))
@@ -20,9 +27,8 @@ def fold(layer: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray
     >>> fold(layer)
     (array([3.], dtype=float32), array([-5.], dtype=float32))
     """
-    factor = gain(layer).numpy()
-    shift = -keras.ops.convert_to_numpy(layer.moving_mean) * factor
-    return factor, shift + keras.ops.convert_to_numpy(layer.beta) if layer.center else shift
+    factor, shift = gain_and_shift(layer)
+    return factor.numpy(), shift.numpy()
 
 
 def normalize(layer: keras.layers.BatchNormalization, inputs: tf.Tensor, training: bool) -> tf.Tensor:

@@ -50,7 +50,7 @@ def convolve(layer: keras.layers.Layer, inputs: tf.Tensor, kernel: Any, for_file
         return _convolve_2d(layer, inputs, kernel, for_file)
     if layer.padding == "causal":
         inputs = tf.pad(inputs, [[0, 0], [layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0], [0, 0]])
-    return tf.squeeze(_convolve_2d(layer, inputs[:, None], kernel, for_file), 1)
+    return tf.squeeze(_convolve_2d(layer, tf.expand_dims(inputs, 1), kernel, for_file), 1)
 
 
 def _dense(inputs: tf.Tensor, kernel: Any) -> tf.Tensor:

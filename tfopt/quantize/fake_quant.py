@@ -77,7 +77,8 @@ class FakeQuant(QuantizedLayer):
             # the file needs no operator for it; a symmetric one of 16 bits does not.
             return self._round(self._clip(inputs) if self.bits == 16 else inputs, *self.frozen)
         if self.fixed is not None:
-            return inputs if self.calibrates or (training and self.is_output) else self._round(inputs, *self.fixed)
+            rounds = not (self.calibrates or (training and self.is_output))
+            return self._round(inputs, *self.fixed) if rounds else self._clip(inputs)
         if ((training and self.watches) or self.calibrates) and again is None:
             self._watch(inputs)
         if self.calibrates or (training and self.is_output):
@@ -99,7 +100,7 @@ class FakeQuant(QuantizedLayer):
     @property
     def is_calibrated(self) -> bool:
         """Whether the range is known."""
-        return self.fixed is not None or (self.built and float(self.batches) > 0)
+        return self.fixed is not None or (self.built and float(keras.ops.convert_to_numpy(self.batches)) > 0)
 
     def freeze(self, input_scale: float | None = None, output_scale: float | None = None) -> None:
         """Computes with the range as a constant from here on, as the file will.
@@ -112,7 +113,7 @@ class FakeQuant(QuantizedLayer):
                 f"the range of {self.name!r} is not known yet: train the model, or show it data with "
                 "tfopt.calibrate(model, data), before it is exported"
             )
-        low, high = self.fixed or (float(self.low), float(self.high))
+        low, high = self.fixed or [float(keras.ops.convert_to_numpy(end)) for end in (self.low, self.high)]
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(
                 f"the range of {self.name!r} is {low} to {high}: the training diverged. Train again from the float "
@@ -130,6 +131,13 @@ class FakeQuant(QuantizedLayer):
         """The step of the grid, once it is frozen."""
         assert self.frozen is not None
         return range_scale(*self.frozen, self.bits)
+
+    def live_scale(self) -> Any:
+        """The step of the grid now, as a tensor or number."""
+        return range_scale(*self.fixed, self.bits) if self.fixed else self._step(*self._range())
+
+    def _step(self, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+        return tf.maximum(-low, high) / 32767.0 if self.bits == 16 else (high - low) / 255.0
 
     def _watch(self, inputs: Any) -> None:
         """Moves the range towards that of a batch."""

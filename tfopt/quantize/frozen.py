@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.layer import QuantizedLayer
+from tfopt.quantize.neighbours import quantizer_behind, quantizers_before
 
 
 def is_quantized(model: keras.Model) -> bool:
@@ -37,32 +37,12 @@ def frozen(model: keras.Model) -> Iterator[None]:
                 layer.freeze()
         for layer in made:
             if not isinstance(layer, FakeQuant):
-                layer.freeze(_input_scale(layer), _output_scale(layer))
+                behind = quantizer_behind(layer)
+                layer.freeze(
+                    min((each.scale for each in quantizers_before(layer)), default=None),
+                    behind.scale if behind is not None else None,
+                )
         yield
     finally:
         for layer in made:
             layer.thaw()
-
-
-def _input_scale(layer: keras.layers.Layer) -> float | None:
-    """The smallest step of what a layer reads at any of its calls; None where none of it is quantized."""
-    tensors = [tensor for node in layer._inbound_nodes for tensor in node.input_tensors]
-    scales = [scale for tensor in tensors if (scale := _scale(tensor)) is not None]
-    return min(scales, default=None)
-
-
-def _output_scale(layer: keras.layers.Layer) -> float | None:
-    readers = {node.operation for node in layer._outbound_nodes}
-    reader = readers.pop() if len(readers) == 1 else None
-    return reader.scale if isinstance(reader, FakeQuant) else None
-
-
-def _scale(tensor: Any) -> float | None:
-    operation, index, _ = tensor._keras_history
-    if isinstance(operation, FakeQuant):
-        return operation.scale
-    if isinstance(operation, QuantizedLayer) or operation is None:
-        return None
-    # Dropout and what else is there for training only leaves the grid.
-    sources = operation._inbound_nodes[index].input_tensors
-    return _scale(sources[0]) if len(sources) == 1 else None

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# What LiteRT keeps of a bias is an int32 in steps of input scale * weight scale; one bit is spared.
-_LARGEST_BIAS = 2.0**30
+# LiteRT keeps a bias as int32 in steps of input scale * weight scale; these are at least this part of it, which
+# spares a bit.
+SMALLEST_BIAS_STEP = 2.0**-30
 # Below this a scale would vanish in float32 products.
 _SMALLEST_SCALE = 1e-9
 
@@ -62,7 +63,21 @@ def scales_that_hold(scales: np.ndarray, bias: np.ndarray, input_scale: float | 
     """
     if input_scale is None:
         return scales
-    return np.maximum(scales, np.abs(bias) / (input_scale * _LARGEST_BIAS))
+    return np.maximum(scales, np.abs(bias) * SMALLEST_BIAS_STEP / input_scale)
+
+
+def uneven(bias: np.ndarray) -> np.ndarray:
+    """A bias in float32 whose values are not all equal: one is moved by its last bit.
+
+    LiteRT's converter makes the same integer of equal values, though each channel has a step of its own.
+
+    >>> uneven(np.array([-1.0, -1.0]))
+    array([-0.99999994, -1.        ], dtype=float32)
+    """
+    result = bias.astype("float32")
+    if result.size > 1 and np.all(result == result.flat[0]):
+        result.flat[0] = np.nextafter(result.flat[0], np.float32(0.0))
+    return result
 
 
 def rounding_excess(ratio: np.ndarray) -> np.ndarray:
@@ -103,9 +118,10 @@ def nudged_range(low: float, high: float, bits: int = 8) -> tuple[float, float]:
     if bits == 16:
         largest = max(-low, high)
         return -largest, largest
-    scale = (high - low) / 255.0
-    zero_point = float(np.floor(-low / scale + 0.5))
-    return -zero_point * scale, (255.0 - zero_point) * scale
+    # In float32, as TensorFlow's operator: in a symmetric range the zero point is a tie.
+    start, scale = np.float32(low), (np.float32(high) - np.float32(low)) / np.float32(255.0)
+    zero_point = np.floor(-start / scale + np.float32(0.5))
+    return float(-zero_point * scale), float((np.float32(255.0) - zero_point) * scale)
 
 
 def range_scale(low: float, high: float, bits: int = 8) -> float:

@@ -32,6 +32,9 @@ class FloatIsland(QuantizedLayer):
             return self.operation(*args, **kwargs)
         return self.operation.compute_output_spec(*args, **kwargs)
 
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
+        """None: the operation attaches its mask itself."""
+
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The operation."""
         return self.operation(*args, **kwargs)

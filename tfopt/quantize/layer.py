@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 class QuantizedLayer(keras.layers.Layer):
@@ -41,3 +42,15 @@ class QuantizedLayer(keras.layers.Layer):
     def _inner(self) -> list["QuantizedLayer"]:
         inner = self._flatten_layers(include_self=False, recursive=False)
         return [each for each in inner if isinstance(each, QuantizedLayer)]
+
+
+@keras.saving.register_keras_serializable("tfopt")
+class Unmasked(QuantizedLayer):
+    """The same values without a mask."""
+
+    def call(self, inputs: Any) -> Any:
+        """Another tensor, to which no mask is attached."""
+        return tf.identity(inputs)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
+        """None."""

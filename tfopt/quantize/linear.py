@@ -9,14 +9,19 @@ from keras import layers
 
 from tfopt.quantize import batch_norm as bn
 from tfopt.quantize.convolve import DEPTHWISE, TRANSPOSED, channel_axes, convolve, with_height
+from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.integers import (
+    SMALLEST_BIAS_STEP,
     largest_integer,
     rounding_excess,
     scales_that_hold,
     to_integers,
+    uneven,
     weight_scales,
 )
+from tfopt.quantize.kernels import round_twice
 from tfopt.quantize.layer import QuantizedLayer
+from tfopt.quantize.neighbours import quantizer_behind, quantizers_before
 
 
 @keras.saving.register_keras_serializable("tfopt")
@@ -65,17 +70,24 @@ class QuantizedLinear(QuantizedLayer):
         """The layer's."""
         return self.layer.compute_output_shape(input_shape)
 
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        """None behind a convolution, which mixes steps."""
+        return previous_mask if self.layer.supports_masking else None
+
     def call(self, inputs: Any, training: bool = False) -> Any:
         """The layer with rounded weights, then the BatchNormalization."""
         if self.frozen is not None:
             integers, scales, bias = self.frozen
             outputs = convolve(self.layer, inputs, self._constant_kernel(integers, scales), for_file=True)
             return outputs if bias is None else outputs + bias
-        outputs = convolve(self.layer, inputs, with_height(self._rounded_kernel(), self.layer), for_file=False)
+        kernel, scales = self._rounded_kernel()
+        outputs = convolve(self.layer, inputs, with_height(kernel, self.layer), for_file=False)
+        if not training:
+            return self._fold(outputs, scales)
         if self.layer.use_bias:
             outputs = outputs + self.layer.bias
         if self.batch_norm is not None:
-            outputs = bn.normalize(self.batch_norm, outputs, training and self.watches)
+            outputs = bn.normalize(self.batch_norm, outputs, self.watches)
         return outputs
 
     def get_config(self) -> dict[str, Any]:
@@ -111,7 +123,11 @@ class QuantizedLinear(QuantizedLayer):
             step = input_scale * (held.max() if self._gain_first else held.ravel())
             bias = bias - step * rounding_excess(step / output_scale)
         has_bias = self.layer.use_bias or self.batch_norm is not None
-        self.frozen = integers, held, bias.astype("float32") if has_bias else None
+        self.frozen = integers, held, uneven(bias) if has_bias else None
+
+    def reads(self) -> list[FakeQuant]:
+        """The quantizers of what the layer reads; a layer around it that feeds it otherwise puts its own in place."""
+        return quantizers_before(self)
 
     def thaw(self) -> None:
         """Computes with its variables again."""
@@ -138,8 +154,28 @@ class QuantizedLinear(QuantizedLayer):
         one_scale = self.one_scale or self._gain_first
         return tuple(i for i, size in enumerate(self._channels) if one_scale or size == 1)
 
-    def _rounded_kernel(self) -> tf.Tensor:
-        """The kernel on its grid; the gradient passes as if it were not rounded."""
+    def _fold(self, outputs: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+        """Adds what follows the kernel as the file does: the BatchNormalization folded, the bias in whole steps."""
+        bias = tf.convert_to_tensor(self.layer.bias) if self.layer.use_bias else None
+        if self.batch_norm is not None:
+            gain, shift = bn.gain_and_shift(self.batch_norm)
+            outputs = outputs * gain
+            bias = shift if bias is None else bias * gain + shift
+            scales = scales if self._gain_first else scales * tf.reshape(tf.abs(gain), self._channels)
+        if bias is None:
+            return outputs
+        quantizers = self.reads()
+        if quantizers:
+            step = tf.reduce_min([each.live_scale() for each in quantizers]) * tf.reshape(scales, (-1,))
+            step = tf.maximum(step, tf.abs(bias) * SMALLEST_BIAS_STEP)
+            behind = quantizer_behind(self)
+            if self.bits == 4 and behind is not None:
+                return round_twice(outputs, bias, step, behind.live_scale())
+            bias = tf.round(bias / step) * step
+        return outputs + bias
+
+    def _rounded_kernel(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """The kernel on its grid, and its scales; the gradient passes as if it were not rounded."""
         kernel = tf.convert_to_tensor(self.layer.kernel)
         gain = None
         if self.batch_norm is not None and self._gain_first:
@@ -148,7 +184,7 @@ class QuantizedLinear(QuantizedLayer):
         largest = tf.reduce_max(tf.abs(kernel), self._shared_axes, keepdims=True)
         scales = tf.maximum(largest / largest_integer(self.bits), 1e-9)
         rounded = kernel + tf.stop_gradient(tf.round(kernel / scales) * scales - kernel)
-        return rounded if gain is None else rounded / gain
+        return (rounded if gain is None else rounded / gain), scales
 
     def _constant_kernel(self, integers: np.ndarray, scales: np.ndarray) -> tf.Tensor:
         """The kernel as the converter must see it: constants under an operator that tells their grid."""
@@ -156,8 +192,8 @@ class QuantizedLinear(QuantizedLayer):
         kernel = (integers * scales).astype("float32")
         if self._gain_first:
             end = float(scales.max()) * limit
-            rounded = tf.quantization.fake_quant_with_min_max_vars(kernel, -end, end, self.bits, narrow_range=True)
-            return with_height(rounded, self.layer)
+            kernel = with_height(kernel, self.layer)
+            return tf.quantization.fake_quant_with_min_max_vars(kernel, -end, end, self.bits, narrow_range=True)
         ends = (np.broadcast_to(scales, self._channels).ravel() * limit).astype("float32")
         # The operator takes the last axis as channels; a depthwise kernel has two axes of them.
         flat = kernel.reshape(*shape[:-2], 1, -1) if isinstance(self.layer, DEPTHWISE) else kernel

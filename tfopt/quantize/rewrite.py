@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import keras
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.graph import Graph, Node, Ref
 from tfopt.quantize.island import FloatIsland
+from tfopt.quantize.layer import Unmasked
 
 
 class Unsupported(ValueError):
@@ -41,20 +42,25 @@ class Rewrite:
       graph: of the float model.
       weight_bits: by layer.
       activation_bits: 8 or 16.
+      output_names: of the model's outputs: in compile() and in the file they stay what they were.
     """
 
-    def __init__(self, graph: Graph, weight_bits: Callable[[keras.layers.Layer], int], activation_bits: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        weight_bits: Callable[[keras.layers.Layer], int],
+        activation_bits: int,
+        output_names: Sequence[str],
+    ) -> None:
         self.graph, self.weight_bits, self.activation_bits = graph, weight_bits, activation_bits
         self.values: dict[Ref, Value] = {}
-        # (float layer, its copy): whose variables are copied at the end.
-        self.copies: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
+        self._copies: list[tuple[keras.layers.Layer, Sequence[keras.layers.Layer]]] = []
         # Operations that are part of an earlier node's layer by now.
         self.absorbed: set[Node] = set()
         self._made: dict[Any, Any] = {}
         self._producers = {ref: node for node in graph.nodes for ref in node.outputs}
-        # The names of the model's outputs: in compile() and in the file they stay what they were.
-        self.output_names = [self._producers[ref].name if ref in self._producers else "" for ref in graph.outputs]
-        self._names = {name.split("/")[-1] for name in self.output_names}
+        self.output_names = output_names
+        self._names = set(output_names)
 
     def run(self, rule_for: Callable[[Node], Rule], on_unsupported: Callable[[Node, str], None]) -> None:
         """Applies a rule to every node; where there is none, hands the node on with the reason."""
@@ -68,6 +74,10 @@ class Rewrite:
 
     def put(self, ref: Ref, tensor: keras.KerasTensor, quantizer: FakeQuant | None = None) -> None:
         """Says what a tensor of the graph is in the new model."""
+        producer = self._producers.get(ref)
+        if producer and not isinstance(producer.operation, keras.layers.Layer) and mask_of(tensor) is not None:
+            # A raw operator loses the mask of a sequence, the layer that stands for it here would pass it on.
+            tensor = Unmasked(name=self.unique(f"{producer.name}_unmasked"))(tensor)
         self.values[ref] = Value(tensor, quantizer)
 
     def keep_float(self, node: Node, reason: str) -> None:
@@ -85,6 +95,11 @@ class Rewrite:
         )
         for ref, tensor in zip(node.outputs, keras.tree.flatten(island(*args, **kwargs)), strict=True):
             self.values[ref] = Value(tensor, stays_float=True)
+
+    def skip(self, node: Node) -> None:
+        """Passes over a node, so that all that cannot be rewritten is found before it is told."""
+        for ref in node.outputs:
+            self.put(ref, keras.Input(batch_shape=ref.shape))
 
     def quantized(self, ref: Ref) -> keras.KerasTensor:
         """The tensor on a grid of integers; integer tensors as they are."""
@@ -105,9 +120,11 @@ class Rewrite:
         quantizer = self._quantizer(name or f"{made_by}_quantize", is_output=is_output, **options)
         self.put(ref, quantizer(tensor), quantizer)
 
-    def on_grid(self, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
-        """The tensor behind a new quantizer, unless one made it."""
-        return tensor if isinstance(tensor._keras_history.operation, FakeQuant) else self._quantizer(name)(tensor)
+    def on_grid(self, tensor: keras.KerasTensor, name: str, **options: Any) -> keras.KerasTensor:
+        """The tensor behind a new quantizer, unless one made it. Options as for `FakeQuant`."""
+        if isinstance(tensor._keras_history.operation, FakeQuant):
+            return tensor
+        return self._quantizer(name, **options)(tensor)
 
     def _quantizer(self, name: str, **options: Any) -> FakeQuant:
         return FakeQuant(bits=self.activation_bits, name=self.unique(name), **options)
@@ -122,7 +139,7 @@ class Rewrite:
         tensors = [self.quantized(ref) for ref in self.graph.outputs]
         named = []
         for name, tensor in zip(self.output_names, tensors, strict=True):
-            layer = self.once(("output", name), functools.partial(keras.layers.Identity, name=name.split("/")[-1]))
+            layer = self.once(("output", name), functools.partial(keras.layers.Identity, name=name))
             named.append(layer(tensor))
         return named
 
@@ -148,10 +165,32 @@ class Rewrite:
             if not isinstance(layer, keras.layers.Layer):
                 return layer.__class__.from_config(config)
             copied = layer.__class__.from_config({**config, "dtype": "float32"})
-            self.copies.append((layer, copied))
+            self.hand_over(layer, copied)
             return copied
 
         return self.once((id(layer), tuple(sorted(changes))), make)
+
+    def hand_over(self, layer: keras.layers.Layer, *parts: keras.layers.Layer) -> None:
+        """Says which new layers get the variables of a float layer, in their order, once all are built."""
+        self._copies.append((layer, parts))
+
+    def copy_variables(self) -> dict[str, str]:
+        """Copies the variables of the float layers.
+
+        Returns:
+          The new path of each, by its old one.
+        """
+        renamed = {}
+        for layer, parts in self._copies:
+            new = [variable for part in parts for variable in part.weights]
+            for old, copied in zip(layer.weights, new, strict=True):
+                copied.assign(old)
+                renamed[old.path] = copied.path
+            for part in parts:
+                # A Normalization computes from constants that it makes of its variables.
+                if isinstance(part, keras.layers.Normalization):
+                    part.finalize_state()
+        return renamed
 
     def copy_named(self, node: Node, **changes: Any) -> Any:
         """A copy that stands in the new model under the node's name."""
@@ -164,7 +203,8 @@ class Rewrite:
     def unique(self, name: str) -> str:
         """The name, after "encoder/" as "encoder_" and with a number where another layer has it."""
         plain = name.split("/")[-1]
-        candidates = (plain, name.replace("/", "_"), *(f"{plain}_{i}" for i in range(1, len(self._names) + 2)))
+        joined = f"{plain}_quantized" if plain in self.output_names else name.replace("/", "_")
+        candidates = (plain, joined, *(f"{plain}_{i}" for i in range(1, len(self._names) + 2)))
         chosen = next(each for each in candidates if each not in self._names)
         self._names.add(chosen)
         return chosen
@@ -173,3 +213,8 @@ class Rewrite:
 def is_float(tensor: keras.KerasTensor) -> bool:
     """Whether a tensor holds floats."""
     return "float" in keras.backend.standardize_dtype(tensor.dtype)
+
+
+def mask_of(tensor: keras.KerasTensor) -> Any:
+    """The mask that Keras attached to a tensor, or None."""
+    return getattr(tensor, "_keras_mask", None)

@@ -1,94 +1,126 @@
-"""How each kind of operation is rewritten."""
+"""Which rule rewrites which operation, and how layers with weights are rewritten."""
 
+import dataclasses
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
-from tfopt.quantize import attention, recurrent
-from tfopt.quantize.activations import (
-    FIXED_RANGES,
-    Activation,
-    QuantizedActivation,
-    activation_of,
-    by_function,
-)
+from tfopt.quantize import attention, recurrent, rules_elementwise, rules_shape
 from tfopt.quantize.activations import LINEAR as NONE
-from tfopt.quantize.arithmetic import QuantizedArithmetic
+from tfopt.quantize.activations import activation_of, by_function, is_keras
 from tfopt.quantize.convolve import LINEAR
-from tfopt.quantize.graph import Node, Ref
+from tfopt.quantize.graph import Node
 from tfopt.quantize.linear import QuantizedLinear
-from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported
-from tfopt.quantize.scale import SCALES, QuantizedScale
+from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
+from tfopt.quantize.rules_elementwise import activate, activation
+from tfopt.quantize.rules_shape import otherwise
+from tfopt.quantize.scale import QuantizedScale
 
-# Identity when the model predicts: for training only.
-_TRAINING_ONLY = (
-    layers.Dropout,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.AlphaDropout,
-    layers.ActivityRegularization,
-    layers.Identity,
-)
-# Raw operators of Keras have no public classes, so they go by the names of these.
-_ARITHMETIC = {
-    "Add": "add",
-    "Subtract": "subtract",
-    "Multiply": "multiply",
-    "Maximum": "maximum",
-    "Minimum": "minimum",
-}
+_SCALES = (layers.BatchNormalization, layers.Rescaling, layers.Normalization, "LayerScale")
 
 
 def rule_for(node: Node) -> Rule:
     """The rule for a node: the first in `RULES` that takes its operation.
 
     Raises:
-      Unsupported: there is none.
+      Unsupported: the operation's data format has no integer kernels.
     """
     operation = node.operation
     if getattr(operation, "data_format", "channels_last") == "channels_first":
         raise Unsupported("data_format='channels_first' has no integer kernels: build the model channels last")
     for kinds, rule in RULES:
-        if any(node.type == kind if isinstance(kind, str) else isinstance(operation, kind) for kind in kinds):
+        if any(_is_a(operation, kind) for kind in kinds):
             return rule
-    if activation_of(operation) is not None:
-        return activation
-    raise Unsupported(f"there is no integer rule for {node.type}")
+    return otherwise if activation_of(operation) is None else activation
+
+
+def _is_a(operation: keras.Operation, kind: type | str) -> bool:
+    """Whether an operation is of a class, or of Keras' class of this name, and computes as that class does."""
+    if isinstance(kind, str):
+        return type(operation).__name__ == kind and is_keras(operation)
+    return isinstance(operation, kind) and type(operation).call is kind.call
 
 
 def linear(rewrite: Rewrite, node: Node) -> None:
     """Convolution or dense, with a BatchNormalization behind it; a ReLU behind that is the quantizer's."""
     layer = node.operation
-    own = by_function(layer.activation)
-    if own is None:
-        raise Unsupported(f"there is no integer rule for its activation {layer.activation!r}")
-    output, batch_norm = node.outputs[0], None
-    follower = rewrite.graph.only_consumer(output)
-    if own == NONE and rewrite.graph.calls(layer) == 1 and follower is not None and _folds(follower):
-        rewrite.absorbed.add(follower)
-        batch_norm, output = follower.operation, follower.outputs[0]
+    _check_activation(layer)
+    plain = rewrite.copy(layer, activation="linear", activity_regularizer=None)
+    _linear(rewrite, node, rewrite.quantized(node.inputs[0]), plain, layer.kernel)
 
-    def make() -> QuantizedLinear:
-        return QuantizedLinear(
-            rewrite.copy(layer, activation="linear"),
-            None if batch_norm is None else rewrite.copy(batch_norm),
-            bits=rewrite.weight_bits(layer),
-            one_scale=has_few_values(layer.kernel),
-            name=rewrite.unique(node.name),
+
+def separable(rewrite: Rewrite, node: Node) -> None:
+    """A depthwise convolution, and a pointwise one that takes the layer's name, bias and activation."""
+    layer = node.operation
+    _check_activation(layer)
+    depthwise, pointwise = rewrite.once((id(layer), "parts"), lambda: _split(rewrite, layer))
+    made = rewrite.once(
+        (id(layer), "depthwise"),
+        lambda: _quantized_linear(rewrite, layer, depthwise, layer.depthwise_kernel, f"{node.name}_depthwise"),
+    )
+    tensor = rewrite.on_grid(made(rewrite.quantized(node.inputs[0])), f"{made.name}_quantize")
+    _linear(rewrite, node, tensor, pointwise, layer.pointwise_kernel)
+
+
+def einsum_dense(rewrite: Rewrite, node: Node) -> None:
+    """Where it is a dense layer over the last axis."""
+    layer = node.operation
+    _check_activation(layer)
+    inputs, _, rest = layer.equation.replace(" ", "").partition(",")
+    kernel, _, outputs = rest.partition("->")
+    same = (
+        inputs[:-1] == outputs[:-1] and inputs[-1:] + outputs[-1:] == kernel and layer.bias_axes in (None, kernel[1:])
+    )
+    if len(kernel) != 2 or not same:
+        raise Unsupported(f"of EinsumDense only dense layers over the last axis have a rule, not {layer.equation!r}")
+
+    def make() -> layers.Dense:
+        dense = layers.Dense(
+            layer.kernel.shape[1],
+            use_bias=layer.bias_axes is not None,
+            name=layer.name,
+            **_weight_options(layer, {"kernel": "kernel", "bias": "bias"}),
         )
+        rewrite.hand_over(layer, dense)
+        return dense
 
-    tensor = rewrite.once((id(layer), "linear"), make)(rewrite.quantized(node.inputs[0]))
-    _activate(rewrite, output, tensor, own, f"{node.name}_{own.kind}")
+    dense = rewrite.once((id(layer), "dense"), make)
+    _linear(rewrite, node, rewrite.quantized(node.inputs[0]), dense, layer.kernel)
 
 
-def _folds(node: Node) -> bool:
-    """Whether it is a BatchNormalization over the last axis, which folds into what precedes it."""
-    layer, rank = node.operation, len(node.outputs[0].shape)
-    return isinstance(layer, layers.BatchNormalization) and layer.axis % rank == rank - 1
+def time_distributed(rewrite: Rewrite, node: Node) -> None:
+    """A dense layer for each step, which is one over the last axis."""
+    layer = node.operation.layer
+    if not _is_a(layer, layers.Dense):
+        raise Unsupported(f"of TimeDistributed only Dense has a rule, not {type(layer).__name__}")
+    linear(rewrite, dataclasses.replace(node, operation=layer))
+
+
+def scale(rewrite: Rewrite, node: Node) -> None:
+    """BatchNormalization alone, Rescaling, Normalization; those behind it are one with it."""
+    if not is_float(rewrite.values[node.inputs[0]].tensor):
+        raise Unsupported(
+            "it makes floats of integers, which no integer kernel can: declare the model's input as float32; in the "
+            "file it is int8"
+        )
+    _check_last_axis(node)
+    chain = [node]
+    while (follower := rewrite.graph.only_consumer(chain[-1].outputs[0])) is not None:
+        shared = any(rewrite.graph.calls(each.operation) > 1 for each in (chain[-1], follower))
+        if shared or not any(_is_a(follower.operation, kind) for kind in _SCALES):
+            break
+        _check_last_axis(follower)
+        chain.append(follower)
+    rewrite.absorbed |= {*chain[1:]}
+
+    def make() -> QuantizedScale:
+        parts = [rewrite.copy(each.operation) for each in chain]
+        return QuantizedScale(parts, name=rewrite.unique(node.name))
+
+    made = rewrite.once((id(node.operation), "scale"), make)
+    rewrite.put(chain[-1].outputs[0], made(rewrite.quantized(node.inputs[0])))
 
 
 def has_few_values(kernel: Any) -> bool:
@@ -101,127 +133,116 @@ def has_few_values(kernel: Any) -> bool:
     return len(np.unique(values)) <= min(256, values.size // 4)
 
 
-def separable(rewrite: Rewrite, node: Node) -> None:
-    """A depthwise convolution, and a pointwise one that takes the layer's name, bias and activation."""
-    raise Unsupported("not yet")
+def _check_activation(layer: keras.layers.Layer) -> None:
+    if by_function(layer.activation) is None:
+        raise Unsupported(
+            f"there is no integer rule for its activation {layer.activation!r}: make it a layer of its own where it "
+            "has weights, or a composition of Keras' activations"
+        )
 
 
-def scale(rewrite: Rewrite, node: Node) -> None:
-    """BatchNormalization alone, Rescaling, Normalization."""
+def _linear(rewrite: Rewrite, node: Node, tensor: Any, plain: keras.layers.Layer, kernel: Any) -> None:
+    """Puts a tensor through a layer without activation, a BatchNormalization behind it, and the node's activation."""
     layer = node.operation
-
-    def make() -> QuantizedScale:
-        return QuantizedScale(rewrite.copy(layer), name=rewrite.unique(node.name))
-
-    made = rewrite.once((id(layer), "scale"), make)
-    rewrite.put(node.outputs[0], made(rewrite.quantized(node.inputs[0])))
-
-
-def training_only(rewrite: Rewrite, node: Node) -> None:
-    """What training adds stays where it is; the grid is that of the input."""
-    value = rewrite.values[node.inputs[0]]
-    rewrite.put(node.outputs[0], rewrite.copy_named(node)(value.tensor), value.quantizer)
-
-
-def move(rewrite: Rewrite, node: Node) -> None:
-    """Pooling by the largest, padding, reshaping: the values' scale stays."""
-    _same_scale(rewrite, node, "exact")
-
-
-def average(rewrite: Rewrite, node: Node) -> None:
-    """LiteRT's averages have the scale of their input."""
-    _same_scale(rewrite, node, "rounded")
-
-
-def _same_scale(rewrite: Rewrite, node: Node, again: str) -> None:
-    args, kwargs = rewrite.arguments(node)
-    tensor = rewrite.copy_named(node)(*args, **kwargs)
-    rewrite.requantize(node.outputs[0], tensor, node.inputs[0], again)
-
-
-def upsample(rewrite: Rewrite, node: Node) -> None:
-    """Repeats values, or makes averages of them."""
-    _same_scale(rewrite, node, "exact" if node.operation.interpolation == "nearest" else "rounded")
-
-
-def mean(rewrite: Rewrite, node: Node) -> None:
-    """Global averages have a scale of their own."""
-    args, kwargs = rewrite.arguments(node)
-    rewrite.put(node.outputs[0], rewrite.copy_named(node)(*args, **kwargs))
-
-
-def concatenate(rewrite: Rewrite, node: Node) -> None:
-    """One quantizer behind it, none before it where it can be spared: all parts must have one scale."""
-
-    def new(value: Any) -> Any:
-        return rewrite.operand(node, value) if isinstance(value, Ref) else value
-
-    args, kwargs = keras.tree.map_structure(new, (node.args, dict(node.kwargs)))
-    rewrite.put(node.outputs[0], rewrite.copy_named(node)(*args, **kwargs))
-
-
-def arithmetic(rewrite: Rewrite, node: Node) -> None:
-    """An operator over tensors, or a tensor and a constant."""
-    operands = keras.tree.flatten([node.args, dict(node.kwargs)])
-    constants = [each for each in operands if not isinstance(each, Ref)]
-    if len(constants) > 1:
-        raise Unsupported(f"{node.type} takes the arguments {constants}, which no integer kernel has")
-    made = QuantizedArithmetic(
-        _ARITHMETIC[node.type],
-        constant=constants[0] if constants else None,
-        constant_first=not isinstance(operands[0], Ref),
-        count=len(operands),
-        bits=rewrite.activation_bits,
-        name=rewrite.unique(node.name),
+    own, regularizer = by_function(layer.activation), layer.activity_regularizer
+    assert own is not None
+    output, batch_norm = node.outputs[0], None
+    follower = rewrite.graph.only_consumer(output)
+    alone = own == NONE and regularizer is None and rewrite.graph.calls(layer) == 1
+    if alone and follower is not None and _folds(rewrite, follower):
+        rewrite.absorbed.add(follower)
+        batch_norm, output = rewrite.copy(follower.operation), follower.outputs[0]
+    made = rewrite.once(
+        (id(layer), "linear"), lambda: _quantized_linear(rewrite, layer, plain, kernel, node.name, batch_norm)
     )
-    rewrite.put(node.outputs[0], made([rewrite.quantized(each) for each in operands if isinstance(each, Ref)]))
+    activate(rewrite, output, made(tensor), own, f"{node.name}_{own.kind}")
+    if regularizer is not None:
+        value = rewrite.values[output]
+        name = rewrite.unique(f"{node.name}_regularizer")
+        penalty = layers.Identity(activity_regularizer=regularizer, name=name, dtype="float32")
+        rewrite.put(output, penalty(value.tensor), value.quantizer)
 
 
-def activation(rewrite: Rewrite, node: Node) -> None:
-    """An activation as a layer or operator of its own."""
-    found = activation_of(node.operation)
-    assert found is not None
-    source, output = node.inputs[0], node.outputs[0]
-    if found == NONE:
-        value = rewrite.values[source]
-        rewrite.put(output, value.tensor, value.quantizer)
-        return
-    tensor = rewrite.operand(node, source) if found.kind == "clip" else rewrite.quantized(source)
-    _activate(rewrite, output, tensor, found, node.name)
+def _folds(rewrite: Rewrite, node: Node) -> bool:
+    """Whether it is a BatchNormalization over the last axis, which folds into what precedes it."""
+    layer, rank = node.operation, len(node.outputs[0].shape)
+    is_batch_norm = _is_a(layer, layers.BatchNormalization) and rewrite.graph.calls(layer) == 1
+    return is_batch_norm and layer.axis % rank == rank - 1
 
 
-def _activate(rewrite: Rewrite, output: Ref, tensor: Any, function: Activation, name: str) -> None:
-    """Puts a tensor behind an activation, as `output` of the graph."""
-    if function == NONE:
-        rewrite.put(output, tensor)
-    elif function.kind == "clip":
-        follower = rewrite.graph.only_consumer(output)
-        if function["low"] == 0.0 and follower is not None and follower.type == "Concatenate":
-            rewrite.put(output, layers.ReLU(function["high"], name=rewrite.unique(name))(tensor))
-        else:
-            rewrite.quantize(output, tensor, name, clip=(function["low"], function["high"]))
-    else:
-        made = QuantizedActivation(function.kind, rewrite.activation_bits, name=rewrite.unique(name))
-        tensor = made(rewrite.on_grid(tensor, f"{name}_input"))
-        rewrite.put(output, tensor)
-        if function.kind in FIXED_RANGES:
-            rewrite.quantize(output, tensor, fixed=FIXED_RANGES[function.kind])
+def _quantized_linear(
+    rewrite: Rewrite,
+    layer: keras.layers.Layer,
+    plain: keras.layers.Layer,
+    kernel: Any,
+    name: str,
+    batch_norm: Any = None,
+) -> QuantizedLinear:
+    return QuantizedLinear(
+        plain,
+        batch_norm,
+        bits=rewrite.weight_bits(layer),
+        one_scale=has_few_values(kernel),
+        name=rewrite.unique(name),
+    )
+
+
+def _split(rewrite: Rewrite, layer: Any) -> tuple[keras.layers.Layer, keras.layers.Layer]:
+    """A separable convolution as a depthwise and a pointwise one."""
+    depthwise_kind, pointwise_kind = {
+        1: (layers.DepthwiseConv1D, layers.Conv1D),
+        2: (layers.DepthwiseConv2D, layers.Conv2D),
+    }[layer.rank]
+    depthwise = depthwise_kind(
+        layer.kernel_size,
+        strides=layer.strides,
+        padding=layer.padding,
+        depth_multiplier=layer.depth_multiplier,
+        dilation_rate=layer.dilation_rate,
+        use_bias=False,
+        name=f"{layer.name}_depthwise",
+        **_weight_options(layer, {"depthwise": "depthwise"}),
+    )
+    pointwise = pointwise_kind(
+        layer.filters,
+        1,
+        use_bias=layer.use_bias,
+        name=layer.name,
+        **_weight_options(layer, {"kernel": "pointwise", "bias": "bias"}),
+    )
+    rewrite.hand_over(layer, depthwise, pointwise)
+    return depthwise, pointwise
+
+
+def _weight_options(layer: Any, names: dict[str, str]) -> dict[str, Any]:
+    """What a layer says of its weights, as arguments of another kind of layer: new name -> old name."""
+    options = {
+        f"{new}_{option}": getattr(layer, f"{old}_{option}")
+        for new, old in names.items()
+        for option in ("initializer", "regularizer", "constraint")
+    }
+    return {**options, "trainable": layer.trainable, "dtype": "float32"}
+
+
+def _check_last_axis(node: Node) -> None:
+    """Raises where a layer scales along another axis than the channels."""
+    layer, rank = node.operation, len(node.outputs[0].shape)
+    axis = getattr(layer, "axis", -1)
+    axes = axis if isinstance(axis, list | tuple) else [axis]
+    values = [getattr(layer, name, 0.0) for name in ("scale", "offset")]
+    if any(each % rank != rank - 1 for each in axes) or any(np.ndim(value) > 1 for value in values):
+        raise Unsupported("it scales along another axis than the last, which no integer kernel does")
 
 
 RULES: list[tuple[tuple[type | str, ...], Rule]] = [
     ((layers.SeparableConv1D, layers.SeparableConv2D), separable),
     (LINEAR, linear),
-    (SCALES, scale),
-    (_TRAINING_ONLY, training_only),
-    ((layers.MaxPooling1D, layers.MaxPooling2D, layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D), move),
-    ((layers.Flatten, layers.Reshape, layers.Permute, layers.RepeatVector, layers.UpSampling1D), move),
-    ((layers.ZeroPadding1D, layers.ZeroPadding2D, layers.Cropping1D, layers.Cropping2D), move),
-    (("Reshape", "Transpose", "Squeeze", "ExpandDims", "GetItem"), move),
-    ((layers.AveragePooling1D, layers.AveragePooling2D), average),
-    ((layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D), mean),
-    ((layers.UpSampling2D,), upsample),
-    (("Concatenate",), concatenate),
-    (tuple(_ARITHMETIC), arithmetic),
+    ((layers.EinsumDense,), einsum_dense),
+    (_SCALES, scale),
+    ((layers.TimeDistributed,), time_distributed),
+    # Before the others, which do not look at masks.
     *attention.RULES,
+    *rules_shape.RULES,
+    *rules_elementwise.RULES,
     *recurrent.RULES,
 ]

@@ -1,19 +1,20 @@
 """Compares a file with its Keras model layer by layer."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfopt.record import Record
-from tfopt.tflite.flatbuffer import FlatBuffer
-from tfopt.tflite.model import call_named, input_specs
+from tfopt.tflite.flatbuffer import FlatBuffer, Tensor
 from tfopt.tflite.run import open_interpreter, run_batches
+from tfopt.tflite.trace import Call, Trace, trace_calls
 
+# These give the values that they receive, in another shape or type.
+_VIEWS = ("DEQUANTIZE", "EXPAND_DIMS", "QUANTIZE", "RESHAPE", "SQUEEZE")
+# The part of a layer's error that is found in what follows where the layer is truly wrong.
+_TRACE = 0.3
 # The interpreter cannot show what these give: it lies in the graphs that they run.
 _CONTROL_FLOW = ("WHILE", "IF", "CALL_ONCE")
 
@@ -25,25 +26,28 @@ class LayerError(Record):
     Args:
       name: of the layer; inside a nested model "model/layer".
       tensor: the file's tensor that holds the layer's output.
-      error: relative RMS error, rms(keras - file) / max(rms(keras), rms(file)), at least 0.
+      error: relative RMS error, rms(keras - file) / max(rms(keras), rms(file)), at least 0, with what the layer
+        inherits from those before it.
       fused: earlier layers that the file computes in the same operator; a fault can lie in them too.
+      lsb: what the layer adds itself: rms(keras - file) in quantization steps of the tensor, where the Keras layer
+        receives the file's values; None for a float tensor.
     """
 
     name: str
     tensor: str
     error: float
     fused: list[str]
+    lsb: float | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Call:
-    """One call of a layer: where it stands in the graph, and what it gave."""
+class _Pair:
+    """A call, and the tensor of the file that holds its output."""
 
-    name: str
-    scope: tuple[str, ...]
-    inputs: list[tf.Tensor]
-    output: tf.Tensor
-    values: np.ndarray
+    call: Call
+    tensor: Tensor
+    error: float
+    fused: list[str]
 
 
 def compare_layers(
@@ -51,11 +55,12 @@ def compare_layers(
 ) -> list[LayerError]:
     """The error of each layer whose output is found in the file, in the order of the graph.
 
-    A layer's output is the last tensor that carries the layer's scope in its name, or the file's output where
-    it is the model's. Of layers that were fused one is compared: the one that the tensor is closest to, or if
-    none is within `tolerance`, the last one that its name tells of. A layer is left out when it differs and
-    all that follows from it does not: then the file computes it in another way (part of a BatchNorm folded
-    into the next convolution, for example).
+    A layer's output is, of the tensors that carry the layer's scope in their names, the closest one within
+    `tolerance`, else the last; or the file's output where it is the model's. Of layers that were fused one is
+    compared: the one that the tensor is closest to, or if none is within `tolerance`, the last one that its name tells
+    of. In a model with fake quantization it is the last, the quantizer; never one that only passes on what it received.
+    A layer is left out when it differs and next to nothing of that is in what follows from it: then the file computes
+    it in another way (part of a BatchNorm folded into the next convolution, for example).
 
     Args:
       model: computes in float32.
@@ -63,80 +68,39 @@ def compare_layers(
       inputs: a handful of examples by input name.
       tolerance: relative RMS error above which a layer counts as different, above 0.
     """
-    calls, outputs = _trace(model, inputs)
-    tensors = _run(file, inputs)
-    found = _match(calls, outputs, tensors, file)
-    errors: dict[int, tuple[LayerError, tf.Tensor]] = {}
-    for index, members in _groups(calls, found, tensors).items():
-        errors_of = {i: _relative_rms(calls[i].values, tensors[index]) for i in members}
-        chosen = _closest(errors_of, [i for i in members if found.get(i) == index], tolerance)
-        entry = LayerError(
-            name=calls[chosen].name,
-            tensor=file.graphs[0].tensors[index].name,
-            error=errors_of[chosen],
-            fused=[calls[i].name for i in members if i < chosen],
-        )
-        errors[chosen] = entry, calls[chosen].output
-    return _without_artefacts(errors, tolerance)
+    trace = trace_calls(model, inputs)
+    calls, values = trace.calls, _run(file, inputs)
+    found = _match(trace, values, file, tolerance)
+    pairs: dict[int, _Pair] = {}
+    for index, members in _groups(calls, found, values).items():
+        tensor = file.graphs[0].tensors[index]
+        errors = {i: _relative_rms(calls[i].values, values[index]) for i in members}
+        named = [i for i in members if found.get(i) == index]
+        is_rounded = trace.fake_quantized and tensor.quantization is not None
+        chosen = members[-1] if is_rounded else _closest(errors, named, tolerance)
+        chosen = next(i for i in members if np.array_equal(calls[i].values, calls[chosen].values))
+        pairs[chosen] = _Pair(calls[chosen], tensor, errors[chosen], [calls[i].name for i in members if i < chosen])
+    kept = _without_artefacts([pairs[i] for i in sorted(pairs)], tolerance)
+    own = _own_steps(model, inputs, kept, values)
+    return [LayerError(p.call.name, p.tensor.name, p.error, p.fused, own.get(p.tensor.index)) for p in kept]
 
 
-def _trace(model: keras.Model, inputs: dict[str, np.ndarray]) -> tuple[list[_Call], dict[str, int]]:
-    """Runs the model as a graph, as the export does: layers get the scopes that the file's names have.
-
-    Returns:
-      The calls of layers in order of completion, and which call made each output, by output name.
-    """
-    seen: list[tuple[str, str, list[tf.Tensor], tf.Tensor]] = []
-    named: dict[str, tf.Tensor] = {}
-    specs = input_specs(model)
-    size = len(next(iter(inputs.values())))
-    signature = [tf.TensorSpec((size, *inputs[s.name].shape[1:]), s.dtype, name=s.name) for s in specs]
-
-    @tf.function(input_signature=signature, autograph=False)
-    def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        graph = tf.compat.v1.get_default_graph()
-        named.update(call_named(model, list(tensors)))
-        # The body of a loop is a graph of its own, whose tensors cannot be had outside of it.
-        seen[:] = [each for each in seen if each[3].graph is graph]
-        return [each[3] for each in seen]
-
-    inner = model._flatten_layers(include_self=False)
-    layers = [layer for layer in inner if not isinstance(layer, keras.layers.InputLayer)]
-    path: list[str] = []
-    try:
-        for layer in layers:
-            object.__setattr__(layer, "call", _recorder(layer, path, seen))
-        values = run.get_concrete_function()(*[tf.constant(inputs[spec.name]) for spec in specs])
-    finally:
-        for layer in layers:
-            if "call" in vars(layer):
-                object.__delattr__(layer, "call")
-    calls: list[_Call] = []
-    known: dict[int, int] = {}
-    for (name, scope, given, output), value in zip(seen, values, strict=True):
-        if id(output) in known:
-            continue  # a nested model gives what its last layer gave, an inactive Dropout what it received
-        known[id(output)] = len(calls)
-        calls.append(_Call(name, tuple(scope.split("/")[1:]), given, output, value.numpy().reshape(size, -1)))
-    return calls, {name: known[id(tensor)] for name, tensor in named.items() if id(tensor) in known}
-
-
-def _recorder(layer: keras.Layer, path: list[str], seen: list) -> Callable[..., Any]:
-    original = layer.call
-
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        path.append(layer.name)
-        try:
-            output = original(*args, **kwargs)
-        finally:
-            path.pop()
-        if isinstance(output, tf.Tensor):
-            given = [each for each in keras.tree.flatten([args, kwargs]) if isinstance(each, tf.Tensor)]
-            seen.append(("/".join([*path, layer.name]), tf.get_current_name_scope(), given, output))
-        return output
-
-    return call
+def _own_steps(
+    model: keras.Model,
+    inputs: dict[str, np.ndarray],
+    pairs: list[_Pair],
+    values: dict[int, np.ndarray],
+) -> dict[int, float]:
+    """By quantized tensor, its distance in steps from what the Keras layer makes of the file's values."""
+    quantized = [pair for pair in pairs if pair.tensor.quantization is not None]
+    if not quantized:
+        return {}
+    given = {pair.call.position: values[pair.tensor.index] for pair in pairs}
+    made = {call.position: call.values for call in trace_calls(model, inputs, given).calls}
+    return {
+        pair.tensor.index: _rms(made[pair.call.position] - values[pair.tensor.index]) / _step(pair.tensor)
+        for pair in quantized
+    }
 
 
 def _run(file: FlatBuffer, inputs: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
@@ -161,25 +125,46 @@ def _run(file: FlatBuffer, inputs: dict[str, np.ndarray]) -> dict[int, np.ndarra
     return {index: np.concatenate(chunks) for index, chunks in parts.items() if chunks}
 
 
-def _match(
-    calls: list[_Call], outputs: dict[str, int], tensors: dict[int, np.ndarray], file: FlatBuffer
-) -> dict[int, int]:
+def _match(trace: Trace, values: dict[int, np.ndarray], file: FlatBuffer, tolerance: float) -> dict[int, int]:
     """The file's tensor for each call that has one: call -> tensor index."""
+    calls = trace.calls
+    scopes = {i: [part.split("/")[1:] for part in file.graphs[0].tensors[i].name.split(";")] for i in values}
     found: dict[int, int] = {}
-    for index in tensors:  # in running order, so that a layer's last tensor stays
-        scopes = [part.split("/")[1:] for part in file.graphs[0].tensors[index].name.split(";")]
-        for i, call in enumerate(calls):
-            inside = any(tuple(scope[: len(call.scope)]) == call.scope for scope in scopes)
-            if call.scope and inside and call.values.shape == tensors[index].shape:
-                found[i] = index
-    for name, i in outputs.items():
+    for i, call in enumerate(calls):
+        for within in filter(None, call.scopes):
+            inside = [
+                index
+                for index in values  # in running order
+                if call.values.shape == values[index].shape
+                and any(tuple(scope[: len(within)]) == within for scope in scopes[index])
+            ]
+            if inside:
+                errors = {index: _relative_rms(call.values, values[index]) for index in inside}
+                found[i] = _closest(errors, inside, tolerance)
+                break
+    for name, i in trace.outputs.items():
         index = file.signature.outputs[name]
-        if index in tensors and calls[i].values.shape == tensors[index].shape:
+        if index in values and calls[i].values.shape == values[index].shape:
             found[i] = index
-    return found
+    sources = _sources(file, values)
+    return {i: sources.get(index, index) for i, index in found.items()}
 
 
-def _groups(calls: list[_Call], found: dict[int, int], tensors: dict[int, np.ndarray]) -> dict[int, list[int]]:
+def _sources(file: FlatBuffer, values: dict[int, np.ndarray]) -> dict[int, int]:
+    """For each quantized tensor that was only reshaped or converted, where its values were computed."""
+    sources: dict[int, int] = {}
+    main = file.graphs[0]
+    for operator in main.operators:
+        if operator.type not in _VIEWS:
+            continue
+        given, made = operator.inputs[0], operator.outputs[0]
+        is_quantized = given in values and main.tensors[given].quantization is not None
+        if is_quantized and made in values and np.array_equal(values[given], values[made]):
+            sources[made] = sources.get(given, given)
+    return sources
+
+
+def _groups(calls: list[Call], found: dict[int, int], tensors: dict[int, np.ndarray]) -> dict[int, list[int]]:
     """The calls that each matched tensor may stand for: those matched, and the chain behind that was not."""
     groups: dict[int, list[int]] = {}
     for i, index in found.items():
@@ -200,18 +185,18 @@ def _groups(calls: list[_Call], found: dict[int, int], tensors: dict[int, np.nda
 def _closest(errors: dict[int, float], named: list[int], tolerance: float) -> int:
     best = min(errors.values())
     if best > tolerance:
-        return max(named)
+        return named[-1]
     return max(i for i, error in errors.items() if error <= best * 1.0001)
 
 
-def _without_artefacts(errors: dict[int, tuple[LayerError, tf.Tensor]], tolerance: float) -> list[LayerError]:
-    compared = {id(output): entry.error for entry, output in errors.values()}
-    kept = []
-    for _, (entry, output) in sorted(errors.items()):
-        after = _next_errors(output, compared)
-        if entry.error <= tolerance or not after or max(after) > tolerance:
-            kept.append(entry)
-    return kept
+def _without_artefacts(pairs: list[_Pair], tolerance: float) -> list[_Pair]:
+    compared = {id(pair.call.output): pair.error for pair in pairs}
+
+    def is_sound(pair: _Pair) -> bool:
+        after = _next_errors(pair.call.output, compared)
+        return pair.error <= tolerance or not after or max(after) > min(tolerance, _TRACE * pair.error)
+
+    return [pair for pair in pairs if is_sound(pair)]
 
 
 def _next_errors(output: tf.Tensor, compared: dict[int, float]) -> list[float]:
@@ -230,7 +215,14 @@ def _next_errors(output: tf.Tensor, compared: dict[int, float]) -> list[float]:
     return reached
 
 
+def _step(tensor: Tensor) -> float:
+    return float(tensor.quantization.scales[0]) if tensor.quantization is not None else 0.0
+
+
 def _relative_rms(expected: np.ndarray, received: np.ndarray) -> float:
-    expected, received = expected.astype(np.float64), received.astype(np.float64)
-    size = max(np.sqrt(np.mean(expected**2)), np.sqrt(np.mean(received**2)))
-    return float(np.sqrt(np.mean((expected - received) ** 2)) / size) if size else 0.0
+    size = max(_rms(expected), _rms(received))
+    return _rms(expected.astype(np.float64) - received) / size if size else 0.0
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))

@@ -7,8 +7,10 @@ from typing import Any
 from tfopt import invariants
 from tfopt.config import require
 from tfopt.progress import current_bar
+from tfopt.quantize.frozen import is_quantized
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.tflite.export import INTEGER_IO, QUANTIZATIONS, export_tflite
+from tfopt.tflite.parity import require_parity
 from tfopt.tflite.verify import verify_tflite
 
 
@@ -16,8 +18,11 @@ from tfopt.tflite.verify import verify_tflite
 class ExportTFLite(Stage):
     """Writes the model as a .tflite file, and compares the file with the model on the test split.
 
+    A quantization-aware model is written with the integers and ranges that it was trained with, and its file must then
+    be as near to it as LiteRT's kernels are to each other.
+
     Args:
-      quantization: "none", "float16", "dynamic", "int8" or "int16x8".
+      quantization: "none", "float16", "dynamic", "int8" or "int16x8"; "int8" for a quantization-aware model.
       float_io: float32 inputs and outputs for int8 and int16x8 files.
       batch_size: static batch size of the file, at least 1; None: dynamic.
       allow_flex: permit operators that need TensorFlow's Flex delegate.
@@ -72,7 +77,7 @@ class ExportTFLite(Stage):
             model,
             path,
             self.quantization,
-            data if self.quantization in INTEGER_IO else None,
+            data if self.quantization in INTEGER_IO and not is_quantized(model) else None,
             self.float_io,
             self.batch_size,
             self.allow_flex,
@@ -82,6 +87,8 @@ class ExportTFLite(Stage):
         bar.update(1, "comparing with the model")
         parity = verify_tflite(model, path, data, max_examples=data.sizes["test"])
         bar.update(2, "")
+        if is_quantized(model):
+            require_parity(parity)
         self._check_drop(parity)
         artefact = {
             **measured.to_dict(),
@@ -98,7 +105,7 @@ class ExportTFLite(Stage):
         if parity.argmax_agreement is not None:
             notes.append(
                 f"the file decides as the model does on {parity.argmax_agreement:.2%} of {parity.examples:,} test "
-                "examples"
+                f"examples; LiteRT's kernels agree with each other on {parity.noise.argmax_agreement:.2%}"
             )
         return Outcome(work.replace(report=report), notes=notes)
 

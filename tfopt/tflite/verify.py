@@ -13,9 +13,9 @@ from tfopt.record import Record
 from tfopt.tflite.examples import Examples, read_examples
 from tfopt.tflite.flatbuffer import FlatBuffer, read_tflite
 from tfopt.tflite.layers import LayerError, compare_layers
-from tfopt.tflite.metric import choose_metric, decisions
+from tfopt.tflite.metric import choose_metric
 from tfopt.tflite.model import call_named, float32_model, input_specs, static_batch
-from tfopt.tflite.run import predict_tflite
+from tfopt.tflite.noise import KernelNoise, differences, kernel_noise, run_by_name
 
 # Relative RMS error of a layer above which it counts as divergent, by the kind of file: several times what
 # sound conversions of convolutional and dense networks showed.
@@ -33,8 +33,9 @@ class Verification(Record):
       argmax_agreement: fraction of decisions that agree, in [0, 1]: the argmax over the last axis of the
         first output, or for one unit with a binary task which side of the threshold it is on; None where
         the task has no decisions.
-      max_lsb: largest |keras - file| over all outputs, in quantization steps (scales) of the file's output;
-        Keras' values are not rounded first. None if any output is float: floats have no common step.
+      max_lsb: largest |keras - file| over all outputs, in quantization steps (scales) of the file's output, or of
+        the integers that a float output is converted from; Keras' values are not rounded first. None if any output
+        is computed in float: floats have no common step.
       mean_lsb: its mean.
       max_abs_error: largest |keras - file| over all outputs, in the model's units.
       metric: name of the task metric on the first output: "accuracy" (integer or one-hot labels),
@@ -45,6 +46,7 @@ class Verification(Record):
       tolerance: relative RMS error above which a layer counts as divergent.
       first_divergent_layer: the first in graph order above the tolerance, or None.
       layers: errors of all layers whose output is found in the file, in graph order.
+      noise: what LiteRT's kernels themselves differ by.
     """
 
     examples: int
@@ -58,6 +60,7 @@ class Verification(Record):
     tolerance: float
     first_divergent_layer: str | None
     layers: list[LayerError]
+    noise: KernelNoise
 
 
 def verify_tflite(
@@ -69,6 +72,7 @@ def verify_tflite(
     tolerance: float | None = None,
     layer_examples: int = 8,
     use_xnnpack: bool = True,
+    noise_examples: int = 1000,
 ) -> Verification:
     """Compares a .tflite file with the Keras model it was made from, as a whole and layer by layer.
 
@@ -83,6 +87,7 @@ def verify_tflite(
       tolerance: relative RMS error of a layer, above 0; None: by the file's number formats, see `TOLERANCES`.
       layer_examples: examples for the comparison by layer, at least 1.
       use_xnnpack: run the whole file on XNNPACK as phones do, else on the built-in kernels.
+      noise_examples: the first so many also show what the kernels differ by, at least 1.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -97,6 +102,7 @@ def verify_tflite(
     1.0
     """
     require(layer_examples >= 1, f"layer_examples must be at least 1, received {layer_examples!r}")
+    require(noise_examples >= 1, f"noise_examples must be at least 1, received {noise_examples!r}")
     require(tolerance is None or tolerance > 0, f"tolerance must be above 0, received {tolerance!r}")
     file = read_tflite(path)
     loss = model.loss if isinstance(model, keras.Model) and model.compiled else None
@@ -104,20 +110,26 @@ def verify_tflite(
     examples = read_examples(data, input_specs(model), max_examples, split, "data")
     expected = _predict(model, examples)
     _check_fit(model, file, examples, expected)
-    received = predict_tflite(path, examples.inputs, use_xnnpack)
-    if not isinstance(received, dict):
-        received = {name: received for name in file.outputs}
+    received = run_by_name(path, examples.inputs, use_xnnpack)
+    first = next(iter(expected))
+    labels, loss = _first(examples.labels, first), _first(loss, first)
+    metric = choose_metric(loss, labels, expected[first])
     tolerance = TOLERANCES[kind_of_file(file)] if tolerance is None else tolerance
-    few = {name: values[:layer_examples] for name, values in examples.inputs.items()}
-    layers = compare_layers(model, file, few, tolerance)
+    layers = compare_layers(model, file, _head(examples.inputs, layer_examples), tolerance)
     divergent = [layer.name for layer in layers if layer.error > tolerance]
+    scored = None if labels is None else metric
     return Verification(
         examples=len(examples),
-        **_task(loss, expected, received, examples.labels),
-        **_differences(file, expected, received),
+        **differences(file, metric, expected, received),
+        metric=scored.name if scored else None,
+        keras_metric=scored.measure(labels, expected[first]) if scored else None,
+        tflite_metric=scored.measure(labels, received[first]) if scored else None,
         tolerance=tolerance,
         first_divergent_layer=divergent[0] if divergent else None,
         layers=layers,
+        noise=kernel_noise(
+            file, metric, *(_head(each, noise_examples) for each in (examples.inputs, expected, received))
+        ),
     )
 
 
@@ -170,34 +182,8 @@ def _check_fit(model: keras.Model, file: FlatBuffer, examples: Examples, expecte
             )
 
 
-def _differences(file: FlatBuffer, expected: dict[str, np.ndarray], received: dict[str, np.ndarray]) -> dict[str, Any]:
-    differences = {
-        name: np.abs(values.astype(np.float64) - received[name]).ravel() for name, values in expected.items()
-    }
-    largest = max(float(values.max()) for values in differences.values())
-    scales = {name: tensor.quantization for name, tensor in file.outputs.items()}
-    if any(scale is None for scale in scales.values()):
-        return {"max_abs_error": largest, "max_lsb": None, "mean_lsb": None}
-    steps = np.concatenate([differences[name] / scale.scales[0] for name, scale in scales.items() if scale])
-    return {"max_abs_error": largest, "max_lsb": float(steps.max()), "mean_lsb": float(steps.mean())}
-
-
-def _task(loss: Any, expected: dict[str, np.ndarray], received: dict[str, np.ndarray], labels: Any) -> dict[str, Any]:
-    """Metric and decisions on the first output."""
-    name = next(iter(expected))
-    ours, theirs = expected[name], received[name]
-    first_labels, first_loss = _first(labels, name), _first(loss, name)
-    metric = choose_metric(first_loss, first_labels, ours)
-    names = "argmax_agreement", "metric", "keras_metric", "tflite_metric"
-    result: dict[str, Any] = dict.fromkeys(names)
-    chosen, agreeing = decisions(metric, ours), decisions(metric, theirs)
-    if chosen is not None and agreeing is not None:
-        result["argmax_agreement"] = float(np.mean(chosen == agreeing))
-    if first_labels is not None and metric is not None:
-        result["metric"] = metric.name
-        result["keras_metric"] = metric.measure(first_labels, ours)
-        result["tflite_metric"] = metric.measure(first_labels, theirs)
-    return result
+def _head(values: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    return {name: each[:count] for name, each in values.items()}
 
 
 def _first(values: Any, name: str) -> Any:

@@ -1,5 +1,6 @@
 """Changing the precision in which a model computes."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,17 @@ def to_policy(model: keras.Model, policy: str) -> keras.Model:
             each.compiled = True
     _copy_variables(model, copy)
     return copy
+
+
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Inside the block, layers that are made compute in float32 whatever the global dtype policy is."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def computes_in(model: keras.Model, dtype: str) -> bool:

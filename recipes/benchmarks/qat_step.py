@@ -1,0 +1,165 @@
+"""What quantization-aware training costs: step time and memory against float, tfopt's beside TFMOT's.
+
+    python -m recipes.benchmarks.qat_step --rounds=9
+
+Each tool is compared with the float model of its own Keras: tfopt with Keras 3, TFMOT with tf_keras. The step times
+alternate in one process; memory is the peak that training adds, each variant in a process of its own (Linux only).
+"""
+
+import os
+
+# TFMOT takes Keras 2 from here; Keras 3 itself is not concerned.
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import rich.console
+import rich.table
+import tensorflow as tf
+import tf_keras
+from absl import app, flags
+
+import tfopt
+from tfopt.report import describe_environment
+
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "How often the variants take turns.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 20, "Training steps in a turn.", lower_bound=1)
+_MODELS = flags.DEFINE_list("models", ["ds_cnn", "mobilenet_v2"], "Which models.")
+_MEMORY = flags.DEFINE_string("memory_of", None, "Internal: prints the memory of one variant, 'model/variant'.")
+
+SHAPES = {"ds_cnn": (28, 28, 1), "mobilenet_v2": (96, 96, 3)}
+BATCHES = {"ds_cnn": 128, "mobilenet_v2": 32}
+CLASSES = 10
+
+
+def ds_cnn(library: Any) -> Any:
+    """`tfopt.models.ds_cnn`, in either Keras."""
+    layers = library.layers
+    inputs = library.Input(SHAPES["ds_cnn"], name="image")
+    x = inputs
+    for index in range(5):
+        if index:
+            x = layers.DepthwiseConv2D(3, 2 if index == 2 else 1, padding="same", use_bias=False)(x)
+            x = layers.ReLU()(layers.BatchNormalization()(x))
+        kernel, strides = (1, 1) if index else (3, 2)
+        x = layers.Conv2D(64, kernel, strides, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return library.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
+
+
+def mobilenet_v2(library: Any) -> Any:
+    """MobileNetV2 of width 0.35, in either Keras."""
+    return library.applications.MobileNetV2(SHAPES["mobilenet_v2"], alpha=0.35, weights=None, classes=CLASSES)
+
+
+MODELS: dict[str, Callable[[Any], Any]] = {"ds_cnn": ds_cnn, "mobilenet_v2": mobilenet_v2}
+
+
+def tfmot_aware(model: Any) -> Any:
+    """TFMOT's quantization-aware model."""
+    from tensorflow_model_optimization.quantization.keras import quantize_model
+
+    return quantize_model(model)
+
+
+VARIANTS: dict[str, Callable[[str], Any]] = {
+    "Keras 3 float": lambda name: MODELS[name](keras),
+    "tfopt": lambda name: tfopt.quantize_aware(MODELS[name](keras)),
+    "tf_keras float": lambda name: MODELS[name](tf_keras),
+    "TFMOT": lambda name: tfmot_aware(MODELS[name](tf_keras)),
+}
+PAIRS = (("tfopt", "Keras 3 float"), ("TFMOT", "tf_keras float"))
+
+
+def compiled(name: str, variant: str) -> Any:
+    """A variant, compiled as the stages do."""
+    model = VARIANTS[variant](name)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    return model
+
+
+def batches(name: str, steps: int) -> tf.data.Dataset:
+    """Noise: what it is does not matter to the time."""
+    rng, batch = np.random.default_rng(0), BATCHES[name]
+    x, y = rng.random((batch * 4, *SHAPES[name]), "float32"), rng.integers(0, CLASSES, batch * 4)
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch).repeat(steps // 4 + 1).take(steps)
+
+
+def time_steps(name: str) -> dict[str, list[float]]:
+    """Seconds a step of each variant, by turn."""
+    data, steps = batches(name, _STEPS.value), _STEPS.value
+    models = {variant: compiled(name, variant) for variant in VARIANTS}
+    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    # The first turn traces the functions and is not counted.
+    for turn in range(_ROUNDS.value + 1):
+        for variant in list(VARIANTS) if turn % 2 else list(reversed(VARIANTS)):
+            started = time.perf_counter()
+            models[variant].fit(data, epochs=1, verbose=0)
+            if turn:
+                times[variant].append((time.perf_counter() - started) / steps)
+    return times
+
+
+def print_memory(name: str, variant: str) -> None:
+    """Prints the bytes that training takes at its peak, beyond what the built model takes."""
+    model, data = compiled(name, variant), batches(name, 12)
+    before = _status("VmRSS")
+    # Linux forgets the peak so far.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    model.fit(data, epochs=1, verbose=0)
+    print(_status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    """A figure of this process in bytes."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def memory(name: str, variant: str) -> float:
+    """What `print_memory` finds in a new process; the median of three."""
+    command = [sys.executable, "-m", "recipes.benchmarks.qat_step", f"--memory_of={name}/{variant}"]
+    values = [
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]) for _ in range(3)
+    ]
+    return float(np.median(values))
+
+
+def main(_: list[str]) -> None:
+    """Prints a table for each model."""
+    if _MEMORY.value:
+        print_memory(*_MEMORY.value.split("/"))
+        return
+    console = rich.console.Console()
+    for name in _MODELS.value:
+        times, peaks = time_steps(name), {variant: memory(name, variant) for variant in VARIANTS}
+        title = f"{name}, batch {BATCHES[name]}"
+        table = rich.table.Table("variant", "step, ms", "time / float", "memory, MB", "memory / float", title=title)
+        for variant, values in times.items():
+            against = dict(PAIRS).get(variant)
+            ratios = (
+                [
+                    f"{np.median(np.array(values) / np.array(times[against])):.2f}",
+                    f"{peaks[variant] / peaks[against]:.2f}",
+                ]
+                if against
+                else ["", ""]
+            )
+            table.add_row(
+                variant, f"{1e3 * np.median(values):.1f}", ratios[0], f"{peaks[variant] / 1e6:.0f}", ratios[1]
+            )
+        console.print(table)
+    environment = describe_environment()
+    console.print(f"Medians of {_ROUNDS.value} turns of {_STEPS.value} steps, {environment['cpu']}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,37 @@
+"""What LiteRT's built-in kernels do to a sum beyond exact arithmetic, for a model that predicts as they do."""
+
+import tensorflow as tf
+
+# A tie is broken by this part of a step, which no other value is near to.
+_TIE = 1e-3
+
+
+def round_twice(sums: tf.Tensor, bias: tf.Tensor, step: tf.Tensor, output_step: tf.Tensor) -> tf.Tensor:
+    """Adds a bias, and rounds as the kernels do when they bring a sum to the scale of the output.
+
+    They multiply by a fraction in [1/2, 1) and round, then divide by a power of two and round again, halves away from
+    zero both times. With 4-bit weights, whose sums have coarse steps, the first rounding shows; and only these kernels
+    run them, as XNNPACK leaves them alone. The bias is lowered by what this adds on average, as in the file.
+
+    Args:
+      sums: float32, shape (..., channels).
+      bias: shape (channels,).
+      step: of the sums, shape (channels,) or (1,), above 0.
+      output_step: of the output, above 0.
+
+    Returns:
+      Values that the second rounding, to whole steps of the output, brings to what the kernels give.
+
+    Source: Jacob et al., 2018, arXiv:1712.05877, appendix B; gemmlowp's `SaturatingRoundingDoublingHighMul` and
+    `RoundingDivideByPOT`.
+
+    >>> round_twice(tf.constant([0.47, -0.47]), tf.zeros(2), tf.constant([0.0625]), tf.constant(1.0)).numpy()
+    array([ 0.375, -0.501], dtype=float32)
+    """
+    # The sum's step is fraction * unit, with the fraction in [1/2, 1).
+    unit = output_step * tf.pow(2.0, tf.floor(tf.math.log(step / output_step) / tf.math.log(2.0)) + 1.0)
+    bias = tf.round(bias / step - 0.5 * unit / step) * step
+    sums = sums + bias
+    once = tf.sign(sums) * tf.floor(tf.abs(sums) / unit + 0.5) * unit
+    # The rounding to come takes halves up; below zero the kernels take them down.
+    return tf.where(once < 0.0, once - _TIE * output_step, once)
