@@ -321,6 +321,22 @@ def test_zeros_and_clusters_reach_the_files_integers(data, tmp_path):
     assert len(after.report.stages[0].invariants) == 2
 
 
+def test_clusters_of_a_dense_layer_survive_the_gain_behind_it(tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((16,), name="x"), layers.Dense(12, name="few"), layers.BatchNormalization(), layers.ReLU()]
+    )
+    rng = np.random.default_rng(0)
+    kernel = model.get_layer("few").kernel
+    kernel.assign(rng.choice([-0.5, 0.0, 0.25, 0.4], kernel.shape))
+    model.layers[1].gamma.assign(rng.uniform(0.2, 3.0, 12))
+    aware = tfopt.quantize_aware(model)
+    tfopt.calibrate(aware, rng.normal(0, 1, (64, 16)).astype("float32"))
+    tfopt.export_tflite(aware, tmp_path / "m.tflite")
+    stored = {values.size: values for values in integers(tmp_path / "m.tflite").values()}
+    assert len(np.unique(stored[16 * 12])) == 4
+
+
 def test_frozen_computes_what_the_model_computes(aware):
     x, _ = blobs(40)
     plain = aware(x).numpy()

@@ -142,11 +142,8 @@ class QuantizedLinear(QuantizedLayer):
 
     @property
     def _gain_first(self) -> bool:
-        """Whether the file has one scale for the whole kernel, which cannot hold a gain for each channel.
-
-        The converter refuses more for these layers ("mismatched quantized axes").
-        """
-        return isinstance(self.layer, (layers.Dense, *TRANSPOSED))
+        """Whether the gain is applied before the rounding: one scale cannot hold one for each channel."""
+        return has_one_scale(self.layer)
 
     @property
     def _shared_axes(self) -> tuple[int, ...]:
@@ -201,3 +198,12 @@ class QuantizedLinear(QuantizedLayer):
             with_height(flat, self.layer), -ends, ends, num_bits=self.bits, narrow_range=True
         )
         return tf.reshape(rounded, with_height(kernel, self.layer).shape)
+
+
+def has_one_scale(layer: keras.layers.Layer) -> bool:
+    """Whether the file has one scale for the whole kernel; the converter refuses more ("mismatched quantized axes").
+
+    >>> has_one_scale(layers.Dense(1)), has_one_scale(layers.Conv2D(1, 1))
+    (True, False)
+    """
+    return isinstance(layer, (layers.Dense, *TRANSPOSED))

@@ -12,7 +12,7 @@ from tfopt.quantize.activations import LINEAR as NONE
 from tfopt.quantize.activations import activation_of, by_function, is_keras
 from tfopt.quantize.convolve import LINEAR
 from tfopt.quantize.graph import Node
-from tfopt.quantize.linear import QuantizedLinear
+from tfopt.quantize.linear import QuantizedLinear, has_one_scale
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
 from tfopt.quantize.rules_elementwise import activate, activation
 from tfopt.quantize.rules_shape import otherwise
@@ -148,7 +148,9 @@ def _linear(rewrite: Rewrite, node: Node, tensor: Any, plain: keras.layers.Layer
     assert own is not None
     output, batch_norm = node.outputs[0], None
     follower = rewrite.graph.only_consumer(output)
-    alone = own == NONE and regularizer is None and rewrite.graph.calls(layer) == 1
+    # Under one scale, a gain for each channel would make many values of a few.
+    few_stay_few = not (has_few_values(kernel) and has_one_scale(plain))
+    alone = own == NONE and regularizer is None and rewrite.graph.calls(layer) == 1 and few_stay_few
     if alone and follower is not None and _folds(rewrite, follower):
         rewrite.absorbed.add(follower)
         batch_norm, output = rewrite.copy(follower.operation), follower.outputs[0]
@@ -159,7 +161,8 @@ def _linear(rewrite: Rewrite, node: Node, tensor: Any, plain: keras.layers.Layer
     if regularizer is not None:
         value = rewrite.values[output]
         name = rewrite.unique(f"{node.name}_regularizer")
-        penalty = layers.Identity(activity_regularizer=regularizer, name=name, dtype="float32")
+        saved = keras.regularizers.serialize(regularizer)
+        penalty = layers.Identity(activity_regularizer=saved, name=name, dtype="float32")
         rewrite.put(output, penalty(value.tensor), value.quantizer)
 
 
