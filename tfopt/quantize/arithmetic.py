@@ -26,7 +26,8 @@ class QuantizedArithmetic(QuantizedLayer):
 
     Args:
       operator: a key of `OPERATORS`.
-      constant: a number or array that takes part too, or None; a number is exact, an array is rounded to 8 bits.
+      constant: a number or array that takes part too, or None; a number is exact, an array is rounded to 8 bits
+        unless there are 16, which hold it as well as exactly.
       constant_first: whether it stands before the tensors.
       count: the number of operands.
       bits: of the intermediate results.
@@ -90,7 +91,7 @@ class QuantizedArithmetic(QuantizedLayer):
 
     def _rounded_constant(self) -> tf.Tensor:
         # The larger of two tensors must have their common scale, which the converter gives to plain constants only.
-        if self.constant.ndim == 0 or self.operator in ("maximum", "minimum"):
+        if self.constant.ndim == 0 or self.bits == 16 or self.operator in ("maximum", "minimum"):
             return tf.constant(self.constant)
         low, high = nudged_range(float(self.constant.min()), max(float(self.constant.max()), 1e-9))
         return tf.quantization.fake_quant_with_min_max_vars(self.constant, low, high)

@@ -12,6 +12,7 @@ from tfopt.quantize.frozen import is_quantized
 from tfopt.quantize.graph import Node, flatten, functional
 from tfopt.quantize.rewrite import Rewrite
 from tfopt.quantize.rules import rule_for
+from tfopt.tflite.edge_quantizer import import_quantizer
 from tfopt.train.precision import float32_by_default
 
 
@@ -32,13 +33,14 @@ def quantize_aware(
       model: functional or Sequential, built and trained; nested models are inlined, shared layers stay shared. It is
         left as it is; the result has copies of its weights.
       weight_bits: 8, or 4 for files of half the size.
-      activation_bits: 8, or 16 (extra `int16`).
+      activation_bits: 8, or 16 for files that lose next to nothing and are slow on CPUs (extra `int16`).
       layers: which weights get how many bits, see `WeightBits`; None: all get `weight_bits`.
       on_unsupported: what becomes of a layer without an integer rule. "raise": an error names all of them. "float":
         they stay in float32, in the file too; `float_islands` lists them.
 
     Raises:
       TypeError: it is no Keras 3 model.
+      ModuleNotFoundError: 16 bits are asked for, and ai-edge-quantizer is not installed.
       ValueError: the model is subclassed, not built or quantized already; a layer has no rule; bits do not exist;
         `layers` selects nothing.
 
@@ -82,7 +84,7 @@ def rewrite_model(
                 rewrite.skip(node)
 
         rewrite.run(rule_for, on_missing_rule)
-        _report(model, unsupported, on_unsupported)
+        _report(model, unsupported, on_unsupported, activation_bits)
         bits.check_used()
         aware = keras.Model(
             keras.tree.pack_sequence_as(source._inputs_struct, inputs),
@@ -106,6 +108,13 @@ def _check(model: keras.Model, activation_bits: int, on_unsupported: str) -> Non
         on_unsupported in ("raise", "float"),
         f'on_unsupported must be "raise" or "float", received {on_unsupported!r}',
     )
+    if activation_bits == 16:
+        require(
+            on_unsupported == "raise",
+            'on_unsupported="float" is for activation_bits=8: with 16 the whole file is in integers. Leave it out to '
+            "see which layers have no rule",
+        )
+        import_quantizer()
     require(
         not is_quantized(model),
         f"the model {model.name!r} is quantization-aware already: start from the float model",
@@ -134,12 +143,13 @@ def _dtype(tensor: keras.KerasTensor, consumers: Sequence[Node]) -> str:
     return "int32" if are_indices else "float32"
 
 
-def _report(model: keras.Model, unsupported: dict[str, str], on_unsupported: str) -> None:
+def _report(model: keras.Model, unsupported: dict[str, str], on_unsupported: str, activation_bits: int) -> None:
+    way_out = ', or pass on_unsupported="float" to leave them in float' if activation_bits == 8 else ""
     reasons = "; ".join(f"{name!r}: {reason}" for name, reason in unsupported.items())
     require(
         not unsupported or on_unsupported == "float",
-        f"{len(unsupported)} operations of the model {model.name!r} cannot be quantized: {reasons}. Replace them, or "
-        'pass on_unsupported="float" to leave them in float',
+        f"{len(unsupported)} operations of the model {model.name!r} cannot be quantized: {reasons}. Replace "
+        f"them{way_out}",
     )
     if unsupported:
         logging.warning("%d operations of %r stay in float: %s", len(unsupported), model.name, reasons)

@@ -73,7 +73,7 @@ def lstm_step(x: tf.Tensor, states: list[tf.Tensor], product: Product, on: Mappi
     i, f, candidate, o = on["gates"].split(on["gates"](x + product(hidden, 0)), 4)
     i, f, o = (on["sigmoid"](tf.sigmoid(gate)) for gate in (i, f, o))
     new = on["tanh"](i * on["tanh"](tf.tanh(candidate)))
-    cell = on["cell"](on["cell"](f * cell) + new)
+    cell = on["cell"](on["cell"].within(f * cell) + new)
     return [on["tanh"](o * on["tanh"](tf.tanh(cell))), cell]
 
 
@@ -85,7 +85,7 @@ def gru_step(x: tf.Tensor, states: list[tf.Tensor], product: Product, on: Mappin
     x_z, x_r, x_new = on["inputs"].split(x, 3)
     h_z, h_r, h_new = on["recurrent"].split(product(states[0], 0), 3)
     z, r = (on["sigmoid"](tf.sigmoid(on["gates"](total))) for total in (x_z + h_z, x_r + h_r))
-    return [_mix(z, states[0], x_new + on["recurrent"](r * h_new), on)]
+    return [_mix(z, states[0], x_new + on["recurrent"].within(r * h_new), on)]
 
 
 def gru_step_reset_before(

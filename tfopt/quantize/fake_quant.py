@@ -7,12 +7,17 @@ import keras
 import tensorflow as tf
 
 from tfopt.quantize.integers import nudged_range, range_scale
+from tfopt.quantize.kernels import halves_away_from_zero
 from tfopt.quantize.layer import QuantizedLayer
+from tfopt.tflite.markers import marker_range
 
 # The ranges are a mean over the first 100 batches, and follow slowly from there.
 _MOMENTUM = 0.99
 # The least width of a range: a tensor that is always zero has a scale too.
 _SMALLEST_WIDTH = 1e-5
+# Ranges that LiteRT's kernels for softmax, sigmoid and tanh give with 8 bits, which are another one with 16.
+_WRITTEN_INTO_KERNELS = ((0.0, 255 / 256), (-1.0, 127 / 128))
+_LARGEST_OF_16_BITS = 32767 / 32768
 
 
 @keras.saving.register_keras_serializable("tfopt")
@@ -26,7 +31,8 @@ class FakeQuant(QuantizedLayer):
       clip: (low, high) at which values are cut first, None for no end: (0, None) is a ReLU, (0, 6) a ReLU6. Rounding
         within the range cuts already, so this costs nothing.
       bits: 8 or 16; 16 is symmetric.
-      fixed: (low, high) of a tensor whose range is known, such as a softmax's; None: watched.
+      fixed: (low, high) of a tensor whose range is known, None: watched. With 16 bits that of a softmax, sigmoid or
+        tanh becomes the one that LiteRT's kernels have then.
       is_output: the model's output: rounded when the model predicts, not in training, where a rounded probability
         of 0 would have no gradient.
 
@@ -49,6 +55,8 @@ class FakeQuant(QuantizedLayer):
         super().__init__(**kwargs)
         self.clip, self.bits, self.is_output = tuple(clip), bits, is_output
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
+        if bits == 16 and self.fixed in _WRITTEN_INTO_KERNELS:
+            self.fixed = (-_LARGEST_OF_16_BITS, _LARGEST_OF_16_BITS)
         # Whether values pass unrounded while the ranges are found.
         self.calibrates = False
         self.frozen: tuple[float, float] | None = None
@@ -68,14 +76,17 @@ class FakeQuant(QuantizedLayer):
           inputs: float tensor.
           training: watch the range too.
           again: the tensor comes from this same quantizer through an operator that must not change its scale.
-            "exact": its values are on the grid already (max pooling, reshape); "rounded": they are not (averages).
+            "exact": its values are on the grid already (max pooling, reshape); "rounded": they are not (resizing);
+            "averaged": they are averages of it, of which LiteRT rounds halves away from the integer 0.
         """
         if again == "exact" and self.frozen is None:
             return inputs
+        if self.bits == 16 and again is None:
+            inputs = self._clip_for_symmetry(inputs)
         if self.frozen is not None:
-            # A range of 8 bits lies within the ends of the clipping, so rounding does both, and what precedes it in
-            # the file needs no operator for it; a symmetric one of 16 bits does not.
-            return self._round(self._clip(inputs) if self.bits == 16 else inputs, *self.frozen)
+            return self._round(inputs, *self.frozen)
+        if again == "averaged" and self.bits == 8 and not self.calibrates:
+            inputs = halves_away_from_zero(inputs, *(self.fixed or self._range()))
         if self.fixed is not None:
             rounds = not (self.calibrates or (training and self.is_output))
             return self._round(inputs, *self.fixed) if rounds else self._clip(inputs)
@@ -164,15 +175,25 @@ class FakeQuant(QuantizedLayer):
             inputs = tf.nn.relu(inputs) if low == 0.0 else tf.maximum(inputs, low)
         return inputs if high is None else tf.minimum(inputs, high)
 
+    def _clip_for_symmetry(self, inputs: Any) -> Any:
+        """Cuts what rounding will not.
+
+        A range of 8 bits lies within the ends of the clipping, so rounding does both, and what precedes it in the file
+        needs no operator for it. A symmetric one of 16 bits reaches as far on the other side of 0.
+        """
+        low, high = self.clip
+        if low is not None and high is not None and low == -high:
+            return inputs
+        # Not a ReLU6: the converter would find HARD_SWISH around some, which has 8 bits only.
+        return tf.nn.relu(inputs) if low == 0.0 else self._clip(inputs)
+
     def _round(self, inputs: Any, low: Any, high: Any) -> Any:
+        if self.frozen is not None:
+            # The plain operator of 8 bits, which the converter knows; with 16 it only tells the range.
+            return tf.quantization.fake_quant_with_min_max_vars(inputs, *marker_range((low, high), self.bits))
         if self.bits == 16:
             high = tf.maximum(-low, high)
             low = -high
-        if self.frozen is not None:
-            # The plain operator, which the converter knows.
-            return tf.quantization.fake_quant_with_min_max_vars(
-                inputs, low, high, num_bits=self.bits, narrow_range=self.bits == 16
-            )
         return fake_quantize(inputs, low, high, self.bits)
 
 

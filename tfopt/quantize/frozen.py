@@ -20,6 +20,11 @@ def quantized_layers(model: keras.Model) -> list[QuantizedLayer]:
     return [layer for layer in model._flatten_layers(recursive=False) if isinstance(layer, QuantizedLayer)]
 
 
+def activation_bits(model: keras.Model) -> int:
+    """The bits of a quantization-aware model's activations: 8 or 16."""
+    return max((layer.bits for layer in quantized_layers(model) if isinstance(layer, FakeQuant)), default=8)
+
+
 @contextlib.contextmanager
 def frozen(model: keras.Model) -> Iterator[None]:
     """Inside the block the model computes with constants: integer weights, known ranges, BatchNormalization folded.
@@ -40,7 +45,8 @@ def frozen(model: keras.Model) -> Iterator[None]:
                 behind = quantizer_behind(layer)
                 layer.freeze(
                     min((each.scale for each in quantizers_before(layer)), default=None),
-                    behind.scale if behind is not None else None,
+                    # What kernels of 8 bits do in rounding twice, those of 16 do not.
+                    behind.scale if behind is not None and behind.bits == 8 else None,
                 )
         yield
     finally:

@@ -100,6 +100,11 @@ FUNCTIONS: dict[str, Function] = {
     "silu": Function(lambda x, inner: x * inner[0](tf.sigmoid(x)), inner=lambda: [_UNIT]),
     # The converter finds its HARD_SWISH in this form.
     "hard_silu": Function(lambda x, _: x * tf.nn.relu6(x + 3.0) * (1 / 6)),
+    # There is no HARD_SWISH of 16 bits, so the converter must not find one; rounding cuts at 6.
+    "hard_silu_in_parts": Function(
+        lambda x, inner: inner[0](x * (1 / 6)) * inner[1](tf.nn.relu(x + 3.0)),
+        inner=lambda: [_FREE, {"fixed": (0.0, 6.0)}],
+    ),
     "hard_sigmoid": Function(
         lambda x, inner: inner[0](tf.nn.relu6(x + 3.0)) * (1 / 6),
         inner=lambda: [{"fixed": (0.0, 6.0)}],

@@ -1,10 +1,15 @@
 """`FloatIsland`: a layer that stays in float inside a quantization-aware model, and why."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfopt.quantize.layer import QuantizedLayer
+
+# The scope of all that islands compute; the file's tensors have it in their names.
+SCOPE = "FloatIsland"
 
 
 @keras.saving.register_keras_serializable("tfopt")
@@ -14,40 +19,66 @@ class FloatIsland(QuantizedLayer):
     Args:
       operation: the layer or operator.
       reason: why it has no integers, in words.
+      arguments: what it is called with, [positional, named]: None where a tensor stands. None: one tensor alone.
+      places: where the tensors stand in the flattened `arguments`.
 
-    >>> FloatIsland(keras.layers.Activation("softsign"), "no rule")(keras.ops.ones(1)).numpy()
+    >>> FloatIsland(keras.layers.Activation("softsign"), "no rule")([keras.ops.ones(1)]).numpy()
     array([0.5], dtype=float32)
+    >>> power = keras.src.ops.numpy.Power()
+    >>> FloatIsland(power, "no rule", arguments=[[None, 3], {}])([keras.ops.full(1, 2.0)]).numpy()
+    array([8.], dtype=float32)
     """
 
-    def __init__(self, operation: keras.Operation, reason: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        operation: keras.Operation,
+        reason: str,
+        arguments: Any = None,
+        places: Sequence[int] = (0,),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.operation, self.reason = operation, reason
+        self.arguments, self.places = [[None], {}] if arguments is None else arguments, list(places)
 
-    def build(self, *input_shapes: Any) -> None:
+    def build(self, input_shape: Any) -> None:
         """Nothing: the operation builds itself when it is called."""
 
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """The operation's."""
-        if isinstance(self.operation, keras.layers.Layer):
-            return self.operation(*args, **kwargs)
-        return self.operation.compute_output_spec(*args, **kwargs)
-
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
-        """None: the operation attaches its mask itself."""
+        """None: the operation has attached its masks to its outputs."""
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        """The operation."""
-        return self.operation(*args, **kwargs)
+    def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
+        """The operation's."""
+        return self._run(inputs)
+
+    def call(self, inputs: Sequence[Any], training: bool = False) -> Any:
+        """The operation.
+
+        Args:
+          inputs: its tensors, in the order of `places`.
+          training: reaches a layer by way of Keras' call context.
+        """
+        with tf.name_scope(SCOPE):
+            return self._run(inputs)
 
     def get_config(self) -> dict[str, Any]:
         """For saving."""
-        operation = keras.saving.serialize_keras_object(self.operation)
-        return {**super().get_config(), "operation": operation, "reason": self.reason}
+        serialize = keras.saving.serialize_keras_object
+        own = {"operation": serialize(self.operation), "arguments": serialize(self.arguments)}
+        return {**super().get_config(), **own, "reason": self.reason, "places": self.places}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "FloatIsland":
         """From what `get_config` gave."""
-        return cls(**{**config, "operation": keras.saving.deserialize_keras_object(config["operation"])})
+        made = {key: keras.saving.deserialize_keras_object(config[key]) for key in ("operation", "arguments")}
+        return cls(**{**config, **made})
+
+    def _run(self, inputs: Sequence[Any]) -> Any:
+        flat = keras.tree.flatten(self.arguments)
+        for place, tensor in zip(self.places, inputs, strict=True):
+            flat[place] = tensor
+        args, kwargs = keras.tree.pack_sequence_as(self.arguments, flat)
+        return self.operation(*args, **kwargs)
 
 
 def float_islands(model: keras.Model) -> dict[str, str]:

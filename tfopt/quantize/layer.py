@@ -29,7 +29,8 @@ class QuantizedLayer(keras.layers.Layer):
 
         Args:
           input_scale: the smallest step among the layer's quantized inputs, above 0; None without such inputs.
-          output_scale: the step of what reads its output, above 0; None where several do, or none that is quantized.
+          output_scale: the step of what reads its output, above 0; None where several do, or none that is quantized
+            with 8 bits.
         """
         for inner in self._inner():
             inner.freeze(None, None)

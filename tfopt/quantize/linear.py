@@ -166,7 +166,7 @@ class QuantizedLinear(QuantizedLayer):
             step = tf.reduce_min([each.live_scale() for each in quantizers]) * tf.reshape(scales, (-1,))
             step = tf.maximum(step, tf.abs(bias) * SMALLEST_BIAS_STEP)
             behind = quantizer_behind(self)
-            if self.bits == 4 and behind is not None:
+            if self.bits == 4 and behind is not None and behind.bits == 8:
                 return round_twice(outputs, bias, step, behind.live_scale())
             bias = tf.round(bias / step) * step
         return outputs + bias

@@ -221,6 +221,15 @@ def compare(rewrite: Rewrite, node: Node) -> None:
     rewrite.put(node.outputs[0], _compare(rewrite, rewrite.quantized(compared), relation, node.name))
 
 
+def either(rewrite: Rewrite, node: Node) -> None:
+    """LogicalOr, by which Keras merges masks; of a mask with itself, as behind each residual block, that mask."""
+    tensors = [rewrite.values[each].tensor for each in node.inputs]
+    if len(tensors) == 2 and tensors[0] is tensors[1]:
+        rewrite.put(node.outputs[0], tensors[0])
+    else:
+        otherwise(rewrite, node)
+
+
 def _compare(rewrite: Rewrite, tensor: Any, relation: str, name: str) -> Any:
     return ComparedWithZero(relation, name=rewrite.unique(name))(tensor)
 
@@ -230,4 +239,5 @@ RULES: list[tuple[tuple[type | str, ...], Rule]] = [
     ((layers.GlobalAveragePooling1D,), masked_mean),
     (("Cast",), cast_mask),
     (tuple(_RELATIONS), compare),
+    (("LogicalOr",), either),
 ]

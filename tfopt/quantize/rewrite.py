@@ -80,20 +80,25 @@ class Rewrite:
             tensor = Unmasked(name=self.unique(f"{producer.name}_unmasked"))(tensor)
         self.values[ref] = Value(tensor, quantizer)
 
+    def type_of(self, ref: Ref) -> str:
+        """The type of the node that makes a tensor, "" for an input."""
+        return self._producers[ref].type if ref in self._producers else ""
+
     def keep_float(self, node: Node, reason: str) -> None:
         """Leaves a node in float: what it reads is dequantized before it in the file."""
+        given = [node.args, dict(node.kwargs)]
+        places = [i for i, each in enumerate(keras.tree.flatten(given)) if isinstance(each, Ref)]
+        arguments = keras.tree.map_structure(lambda each: None if isinstance(each, Ref) else each, given)
 
-        def new(value: Any) -> Any:
-            if not isinstance(value, Ref):
-                return value
-            return self.values[value].tensor if self.values[value].stays_float else self.quantized(value)
+        def make() -> FloatIsland:
+            name = self.unique(node.name)
+            return FloatIsland(self.copy(node.operation), reason, arguments, places, name=name)
 
-        args, kwargs = keras.tree.map_structure(new, (node.args, dict(node.kwargs)))
-        island = self.once(
-            (id(node.operation), "float"),
-            lambda: FloatIsland(self.copy(node.operation), reason, name=self.unique(node.name)),
-        )
-        for ref, tensor in zip(node.outputs, keras.tree.flatten(island(*args, **kwargs)), strict=True):
+        island = self.once((id(node.operation), "float", repr(arguments), tuple(places)), make)
+        tensors = [
+            self.values[ref].tensor if self.values[ref].stays_float else self.quantized(ref) for ref in node.inputs
+        ]
+        for ref, tensor in zip(node.outputs, keras.tree.flatten(island(tensors)), strict=True):
             self.values[ref] = Value(tensor, stays_float=True)
 
     def skip(self, node: Node) -> None:

@@ -59,6 +59,7 @@ _ARITHMETIC = {
     "Maximum": "maximum",
     "Minimum": "minimum",
 }
+_POOLINGS = ("MaxPooling1D", "MaxPooling2D", "MaxPool", "AveragePooling1D", "AveragePooling2D", "AveragePool")
 
 
 def training_only(rewrite: Rewrite, node: Node) -> None:
@@ -129,6 +130,8 @@ def _arithmetic(rewrite: Rewrite, node: Node, operator: str, operands: list[Any]
             ends = (constant, None) if operator == "maximum" else (None, constant)
             _activation(rewrite, node, clip(*ends), refs[0])
         else:
+            if rewrite.activation_bits != 8:
+                raise Unsupported(f"there is no rule for {node.type} with an array and activations of 16 bits")
             # The larger or smaller of two has the scale of both.
             rewrite.requantize(output, _made(rewrite, node, operator, operands), refs[0], "rounded")
     else:
@@ -162,18 +165,27 @@ def _activation(rewrite: Rewrite, node: Node, found: Activation, source: Ref) ->
     if found == NONE:
         value = rewrite.values[source]
         rewrite.put(output, value.tensor, value.quantizer)
-    elif found.kind == "limit":
-        # The larger of a tensor and a constant has the tensor's scale.
-        made = QuantizedActivation(found.kind, dict(found.options), name=rewrite.unique(node.name))
-        rewrite.requantize(output, made(rewrite.quantized(source)), source, "rounded")
+    elif found.kind not in ("clip", "limit"):
+        activate(rewrite, output, rewrite.quantized(source), found, node.name)
     else:
         tensor = rewrite.operand(node, source) if found.kind == "clip" else rewrite.quantized(source)
-        activate(rewrite, output, tensor, found, node.name)
+        if rewrite.values[source].quantizer is None:
+            activate(rewrite, output, tensor, found, node.name)
+        elif found["low"] == 0.0 and rewrite.type_of(source) not in _POOLINGS:
+            # Of two roundings in a row the converter drops one, and the ReLU that it stands for.
+            relu = layers.ReLU(6.0 if found["high"] == 6.0 else None, name=rewrite.unique(node.name), dtype="float32")
+            activate(rewrite, output, relu(tensor), found, f"{node.name}_quantize")
+        else:
+            # The larger or smaller of a tensor and a constant has the tensor's scale; a ReLU becomes part of a pooling.
+            made = QuantizedActivation("limit", dict(found.options), name=rewrite.unique(node.name))
+            rewrite.requantize(output, made(tensor), source, "rounded")
 
 
 def prelu(rewrite: Rewrite, node: Node) -> None:
     """PReLU, whose slopes are trained."""
     layer = node.operation
+    if rewrite.activation_bits != 8:
+        raise Unsupported("LiteRT computes PReLU with activations of 8 bits only: use LeakyReLU, or activation_bits=8")
     made = rewrite.once(
         (id(layer), "prelu"), lambda: QuantizedPReLU(rewrite.copy(layer), name=rewrite.unique(node.name))
     )
@@ -191,6 +203,7 @@ def activate(rewrite: Rewrite, output: Ref, tensor: Any, function: Activation, n
         else:
             rewrite.quantize(output, tensor, name, clip=(function["low"], function["high"]))
     else:
+        function = _of_16_bits(function) if rewrite.activation_bits == 16 else function
         options = dict(function.options)
         made = QuantizedActivation(function.kind, options, rewrite.activation_bits, name=rewrite.unique(name))
         tensor = made(rewrite.on_grid(tensor, f"{name}_input"))
@@ -198,6 +211,18 @@ def activate(rewrite: Rewrite, output: Ref, tensor: Any, function: Activation, n
         rewrite.put(output, tensor)
         if behind:
             rewrite.quantize(output, tensor, **behind)
+
+
+def _of_16_bits(function: Activation) -> Activation:
+    """The activation in a form for which LiteRT has kernels of 16 bits."""
+    if function.kind == "hard_silu":
+        return activation_kind("hard_silu_in_parts")
+    if function.kind == "log_softmax" or (function.kind == "relu" and function["threshold"]):
+        raise Unsupported(
+            f"LiteRT computes {'a ReLU with a threshold' if function.kind == 'relu' else function.kind} with "
+            "activations of 8 bits only: replace it, or use activation_bits=8"
+        )
+    return function
 
 
 RULES: list[tuple[tuple[type | str, ...], Rule]] = [

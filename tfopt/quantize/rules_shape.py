@@ -16,7 +16,7 @@ def move(rewrite: Rewrite, node: Node) -> None:
 
 def average(rewrite: Rewrite, node: Node) -> None:
     """LiteRT's averages have the scale of their input."""
-    _same_scale(rewrite, node, "rounded")
+    _same_scale(rewrite, node, "averaged")
 
 
 def _same_scale(rewrite: Rewrite, node: Node, again: str) -> None:

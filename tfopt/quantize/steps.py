@@ -25,6 +25,10 @@ class Steps:
         self.seen.append(step)
         return self._rounding(step)
 
+    def within(self, step: tf.Tensor) -> tf.Tensor:
+        """Rounds what a gate lets through of a step: the range holds it, there is nothing to watch."""
+        return self._rounding(step)
+
     def split(self, step: tf.Tensor, count: int) -> list[tf.Tensor]:
         """Parts of equal size, along the last axis, of a step that was rounded."""
         return self.again(tf.split(step, count, axis=-1))
@@ -58,15 +62,26 @@ class StepQuant(FakeQuant):
         low, high = self.frozen or self.fixed or self._known_range()
 
         def rounding(step: tf.Tensor) -> tf.Tensor:
-            return self._clip(step) if self.calibrates else self._round(step, low, high)
+            if self.calibrates:
+                return self._clip(step)
+            return self._round(step, low, high) if self.frozen is not None else self._round_small(step, low, high)
 
         steps = Steps(rounding, self.frozen is not None)
         yield steps
         if self.fixed is None and ((training and self.watches) or self.calibrates):
-            self._watch(tf.concat([tf.reshape(step, (-1,)) for step in steps.seen], 0))
+            self._watch(tf.concat(steps.seen, 0))
 
     def _known_range(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The range so far, read once for all steps."""
         known = tf.convert_to_tensor(self.batches) > 0
         low, high = self._range()
         return tf.where(known, low, _FIRST_RANGE[0]), tf.where(known, high, _FIRST_RANGE[1])
+
+    def _round_small(self, step: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
+        """Rounds, with TensorFlow's own gradient: in tensors as small as a step, the number of operators counts."""
+        end = None if self.bits == 8 else tf.maximum(-low, high)
+        options = {"num_bits": self.bits, "narrow_range": self.bits == 16}
+        if self.fixed is not None and end is None:
+            return tf.quantization.fake_quant_with_min_max_args(step, low, high, **options)
+        low, high = (low, high) if end is None else (-end, end)
+        return tf.quantization.fake_quant_with_min_max_vars(step, low, high, **options)

@@ -14,11 +14,12 @@ from ai_edge_litert import schema_py_generated as schema
 from tfopt.config import require
 from tfopt.files import atomic_path
 from tfopt.measure.file import CONVERSIONS, Measurement, measure_tflite, weight_tensors
-from tfopt.quantize.frozen import frozen, is_quantized
-from tfopt.quantize.island import float_islands
+from tfopt.quantize.frozen import activation_bits, frozen, is_quantized
+from tfopt.quantize.island import SCOPE
 from tfopt.tflite.examples import Examples, read_examples
 from tfopt.tflite.flatbuffer import FlatBuffer, Graph, Operator, parse_tflite
 from tfopt.tflite.model import call_named, float32_model, input_specs, static_batch
+from tfopt.tflite.quantizer import quantize_marked
 from tfopt.tflite.quiet import quiet
 from tfopt.tflite.run import check_runs
 
@@ -76,11 +77,11 @@ def export_tflite(
     """
     model = float32_model(model)
     if is_quantized(model):
-        quantization = _trained_quantization(model, quantization, calibration_data)
+        quantization = _check_trained(model, quantization, calibration_data)
     else:
         _check_calibration(quantization, calibration_data)
     _check_arguments(model, quantization, float_io, batch_size)
-    examples, islands = None, list(float_islands(model))
+    examples = None
     if quantization in INTEGER_IO and not is_quantized(model):
         specs = input_specs(model)
         examples = read_examples(calibration_data, specs, calibration_examples, "train", "calibration_data")
@@ -88,27 +89,36 @@ def export_tflite(
         with frozen(model):
             outputs, loops = _write_saved_model(model, folder, batch_size)
         require(
-            not loops or quantization not in INTEGER_IO,
+            not loops or examples is None,
             f"{model.name!r} runs a loop in {', '.join(loops)}, which cannot be calibrated for {quantization}"
             ': build recurrent layers with unroll=True, or use quantization="dynamic"',
         )
+        # The converter does not write what is trained with 16 bits.
+        wanted = "none" if is_quantized(model) and quantization == "int16x8" else quantization
         for _ in range(_TRIES):
-            content = _convert(folder, model.name, quantization, examples, float_io, batch_size, allow_flex)
+            content = _convert(folder, model.name, wanted, examples, float_io, batch_size, allow_flex)
+            content = quantize_marked(content, float_io=float_io) if wanted != quantization else content
             file = parse_tflite(content, str(path))
-            if quantization not in INTEGER_IO or not _float_inside(file, float_io, islands):
+            if quantization not in INTEGER_IO or not _float_inside(file, float_io):
                 break
     content = _in_order(content, file, [spec.name for spec in input_specs(model)], outputs)
-    _check_promise(file, quantization, float_io, allow_flex, islands)
+    _check_promise(file, quantization, float_io, allow_flex)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
         check_runs(temporary)
     return measure_tflite(path)
 
 
-def _trained_quantization(model: keras.Model, quantization: str, calibration_data: Any) -> Quantization:
-    """What a quantization-aware model is exported as: "int8", whose ranges it has learnt."""
+def trained_quantization(model: keras.Model) -> Quantization:
+    """What a quantization-aware model is exported as: "int8", or "int16x8" with activations of 16 bits."""
+    return "int16x8" if activation_bits(model) == 16 else "int8"
+
+
+def _check_trained(model: keras.Model, quantization: str, calibration_data: Any) -> Quantization:
+    """What a quantization-aware model is exported as: the integers whose ranges it has learnt."""
+    trained = trained_quantization(model)
     require(
-        quantization in ("none", "int8"),
+        quantization in ("none", trained),
         f"{model.name!r} is quantization-aware and is exported with the integers it was trained for: leave "
         f"quantization out; received {quantization!r}",
     )
@@ -116,7 +126,7 @@ def _trained_quantization(model: keras.Model, quantization: str, calibration_dat
         calibration_data is None,
         f"{model.name!r} is quantization-aware: it knows its ranges from training, leave calibration_data out",
     )
-    return "int8"
+    return trained
 
 
 def _check_calibration(quantization: str, calibration_data: Any) -> None:
@@ -268,9 +278,7 @@ def _in_order(content: bytes, file: FlatBuffer, inputs: list[str], outputs: list
     return bytes(changed)
 
 
-def _check_promise(
-    file: FlatBuffer, quantization: str, float_io: bool, allow_flex: bool, islands: Sequence[str]
-) -> None:
+def _check_promise(file: FlatBuffer, quantization: str, float_io: bool, allow_flex: bool) -> None:
     require(
         allow_flex or not file.flex_ops,
         f"the file needs TensorFlow's Flex delegate for {', '.join(file.flex_ops)}: replace the layers "
@@ -281,7 +289,7 @@ def _check_promise(
         f"the file needs custom ops, which no LiteRT runtime has: {', '.join(file.custom_ops)}",
     )
     if quantization in INTEGER_IO:
-        inside = _float_inside(file, float_io, islands)
+        inside = _float_inside(file, float_io)
         require(
             not inside,
             f"the {quantization} file still holds float tensors: {'; '.join(inside[:8])}"
@@ -298,17 +306,21 @@ def _check_promise(
         )
 
 
-def _float_inside(file: FlatBuffer, float_io: bool, islands: Sequence[str] = ()) -> list[str]:
-    """Operators with float tensors, as "TYPE (tensor)"; conversions at inputs and outputs are allowed with
-    `float_io`, and so are the layers that were asked to stay in float, with the conversions around them."""
+def _float_inside(file: FlatBuffer, float_io: bool) -> list[str]:
+    """Operators with float tensors, as "TYPE (tensor)".
+
+    Allowed are layers that were asked to stay in float, the graphs that they run, and what converts between them and
+    integers; with `float_io` also what converts inputs and outputs.
+    """
     main = file.graphs[0]
-    edges = {*main.inputs, *main.outputs} if float_io else set()
+    islands = [op for op in main.operators if op.type not in CONVERSIONS and _is_in_island(main, op)]
+    run_by_islands = _graphs_of(file, islands)
+    convertible = {i for op in islands for i in op.tensors} | ({*main.inputs, *main.outputs} if float_io else set())
 
     def offends(graph: Graph, operator: Operator) -> bool:
-        is_conversion = operator.type in CONVERSIONS
-        if islands and (is_conversion or graph is not main or _belongs_to(graph, operator, islands)):
+        if operator in islands or graph in run_by_islands:
             return False
-        allowed = edges if graph is main and is_conversion else set()
+        allowed = convertible if graph is main and operator.type in CONVERSIONS else set()
         return any(graph.tensors[i].is_float and i not in allowed for i in operator.tensors)
 
     found = [(graph, op) for graph in file.graphs for op in graph.operators if offends(graph, op)]
@@ -317,9 +329,13 @@ def _float_inside(file: FlatBuffer, float_io: bool, islands: Sequence[str] = ())
     return [f"{op.type} ({', '.join(graph.tensors[i].name for i in op.outputs)})" for graph, op in found]
 
 
-def _belongs_to(graph: Graph, operator: Operator, layers: Sequence[str]) -> bool:
-    """Whether an operator was made by one of these layers: their names are scopes of its outputs' names."""
-    scopes = {scope for i in operator.outputs for scope in re.split("[/;]", graph.tensors[i].name)}
-    return any(
-        scope == layer or re.fullmatch(f"{re.escape(layer)}_\\d+", scope) for scope in scopes for layer in layers
-    )
+def _is_in_island(graph: Graph, operator: Operator) -> bool:
+    """Whether an operator was made by a `FloatIsland`: its scope is part of its outputs' names."""
+    names = ";".join(graph.tensors[i].name for i in operator.outputs)
+    return any(re.fullmatch(rf"{SCOPE}(_\d+)?", part) for part in re.split("[/;]", names))
+
+
+def _graphs_of(file: FlatBuffer, operators: Sequence[Operator]) -> list[Graph]:
+    """The graphs that operators run, and those that run inside."""
+    graphs = [file.graphs[i] for op in operators for i in op.graphs]
+    return graphs + [each for graph in graphs for each in _graphs_of(file, graph.operators)]

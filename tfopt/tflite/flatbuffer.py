@@ -119,13 +119,15 @@ class Tensor:
 class Operator:
     """One operator: its type ("CONV_2D", or a custom name such as "FlexErf") and its tensors.
 
-    `inputs` and `outputs` are tensor indices; -1 stands for an optional input that is left out.
+    `inputs` and `outputs` are tensor indices; -1 stands for an optional input that is left out. `graphs` are those that
+    it runs, as loops and conditions do.
     """
 
     type: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     is_custom: bool = False
+    graphs: tuple[int, ...] = ()
 
     @property
     def tensors(self) -> tuple[int, ...]:
@@ -309,7 +311,9 @@ def _operator(model: schema.ModelT, operator: schema.OperatorT) -> Operator:
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
     is_custom = number == schema.BuiltinOperator.CUSTOM
     kind = _text(code.customCode) if is_custom else _OPERATORS.get(number, f"BUILTIN_{number}")
-    return Operator(kind, _indices(operator.inputs), _indices(operator.outputs), is_custom)
+    options = vars(operator.builtinOptions) if operator.builtinOptions is not None else {}
+    graphs = tuple(number for name, number in options.items() if name.endswith("SubgraphIndex"))
+    return Operator(kind, _indices(operator.inputs), _indices(operator.outputs), is_custom, graphs)
 
 
 def _signature(signature: schema.SignatureDefT, graphs: tuple[Graph, ...]) -> Signature:

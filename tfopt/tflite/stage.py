@@ -9,7 +9,7 @@ from tfopt.config import require
 from tfopt.progress import current_bar
 from tfopt.quantize.frozen import is_quantized
 from tfopt.stage import Outcome, Stage, Work
-from tfopt.tflite.export import INTEGER_IO, QUANTIZATIONS, export_tflite
+from tfopt.tflite.export import INTEGER_IO, QUANTIZATIONS, export_tflite, trained_quantization
 from tfopt.tflite.parity import require_parity
 from tfopt.tflite.verify import verify_tflite
 
@@ -22,7 +22,8 @@ class ExportTFLite(Stage):
     be as near to it as LiteRT's kernels are to each other.
 
     Args:
-      quantization: "none", "float16", "dynamic", "int8" or "int16x8"; "int8" for a quantization-aware model.
+      quantization: "none", "float16", "dynamic", "int8" or "int16x8"; "int8" for a quantization-aware model, also
+        where its activations have 16 bits: what is written then is "int16x8", and so the report calls it.
       float_io: float32 inputs and outputs for int8 and int16x8 files.
       batch_size: static batch size of the file, at least 1; None: dynamic.
       allow_flex: permit operators that need TensorFlow's Flex delegate.
@@ -71,13 +72,15 @@ class ExportTFLite(Stage):
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Exports, checks the promises in the file, and verifies it."""
         model, data = work.need_model(), work.need_data()
-        path = folder / "model.tflite"
+        path, quantization = folder / "model.tflite", self.quantization
+        if is_quantized(model) and quantization == "int8":
+            quantization = trained_quantization(model)
         bar = current_bar(2)
         measured = export_tflite(
             model,
             path,
-            self.quantization,
-            data if self.quantization in INTEGER_IO and not is_quantized(model) else None,
+            quantization,
+            data if quantization in INTEGER_IO and not is_quantized(model) else None,
             self.float_io,
             self.batch_size,
             self.allow_flex,
@@ -89,17 +92,17 @@ class ExportTFLite(Stage):
         bar.update(2, "")
         if is_quantized(model):
             require_parity(parity)
-        self._check_drop(parity)
+        self._check_drop(parity, quantization)
         artefact = {
             **measured.to_dict(),
             "path": str(self.folder(work) / path.name),
-            "quantization": self.quantization,
+            "quantization": quantization,
             "accuracy": parity.tflite_metric,
             "parity": parity.to_dict(),
         }
         report = dataclasses.replace(work.report, artefacts={**work.report.artefacts, "tflite": artefact})
         notes = [
-            f"{self.quantization} file of {measured.bytes:,} bytes ({measured.gzip_bytes:,} after gzip), "
+            f"{quantization} file of {measured.bytes:,} bytes ({measured.gzip_bytes:,} after gzip), "
             f"{measured.total_sparsity:.1%} of its weights zero"
         ]
         if parity.argmax_agreement is not None:
@@ -109,14 +112,14 @@ class ExportTFLite(Stage):
             )
         return Outcome(work.replace(report=report), notes=notes)
 
-    def _check_drop(self, parity: Any) -> None:
+    def _check_drop(self, parity: Any, quantization: str) -> None:
         if parity.metric != "accuracy" or parity.keras_metric is None:
             return
         drop = parity.keras_metric - parity.tflite_metric
         if drop > self.max_drop:
             culprit = parity.first_divergent_layer
             raise RuntimeError(
-                f"the {self.quantization} file loses {drop:.3f} of accuracy against the model "
+                f"the {quantization} file loses {drop:.3f} of accuracy against the model "
                 f"({parity.tflite_metric:.3f} for {parity.keras_metric:.3f}), more than max_drop={self.max_drop}"
                 + (f"; the first layer that differs is {culprit!r}" if culprit else "")
                 + ". Calibrate with more examples, quantize less, or train with quantization in mind"

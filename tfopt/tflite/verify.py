@@ -30,6 +30,7 @@ class Verification(Record):
 
     Args:
       examples: how many were compared.
+      kind: how the file computes, see `kind_of_file`.
       argmax_agreement: fraction of decisions that agree, in [0, 1]: the argmax over the last axis of the
         first output, or for one unit with a binary task which side of the threshold it is on; None where
         the task has no decisions.
@@ -50,6 +51,7 @@ class Verification(Record):
     """
 
     examples: int
+    kind: str
     argmax_agreement: float | None
     max_lsb: float | None
     mean_lsb: float | None
@@ -114,12 +116,14 @@ def verify_tflite(
     first = next(iter(expected))
     labels, loss = _first(examples.labels, first), _first(loss, first)
     metric = choose_metric(loss, labels, expected[first])
-    tolerance = TOLERANCES[kind_of_file(file)] if tolerance is None else tolerance
+    kind = kind_of_file(file)
+    tolerance = TOLERANCES[kind] if tolerance is None else tolerance
     layers = compare_layers(model, file, _head(examples.inputs, layer_examples), tolerance)
     divergent = [layer.name for layer in layers if layer.error > tolerance]
     scored = None if labels is None else metric
     return Verification(
         examples=len(examples),
+        kind=kind,
         **differences(file, metric, expected, received),
         metric=scored.name if scored else None,
         keras_metric=scored.measure(labels, expected[first]) if scored else None,
