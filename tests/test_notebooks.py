@@ -26,6 +26,16 @@ FIGURES = {
         "chain_sparsity": (0.79, 0.81),
         "chain_agreement": (0.98, 1.0),
     },
+    "02_quantization_aware": {
+        "float_accuracy": (0.9, 1.0),
+        "rounded_accuracy": (0.8, 0.99),
+        "file_accuracy": (0.92, 1.0),
+        "agreement": (0.98, 1.0),
+        "bytes_ratio": (0.0, 0.85),
+        "chain_accuracy": (0.9, 1.0),
+        "chain_sparsity": (0.3, 0.45),
+        "chain_agreement": (0.98, 1.0),
+    },
 }
 
 
