@@ -23,7 +23,14 @@ STAND_INS = {
 }
 
 
-@pytest.mark.parametrize("kind", STAND_INS)
+FAST = ("RELU6", "NEG", "EXP", "BATCH_MATMUL", "CONV_2D", "FULLY_CONNECTED")
+
+
+def fast_first(kinds):
+    return [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in FAST)) for kind in kinds]
+
+
+@pytest.mark.parametrize("kind", fast_first(STAND_INS))
 def test_operators_that_the_quantizer_does_not_know(kind, tmp_path):
     model = functional(STAND_INS[kind])
     path, x = quantized(model, tmp_path)
@@ -76,7 +83,7 @@ def with_weak_channels(kind, factor):
     return model
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", fast_first(LAYERS))
 def test_channels_of_tiny_or_no_weights_keep_their_bias(kind, tmp_path):
     # In steps of the weights the bias needs 35 to 42 bits, where ai-edge-quantizer keeps 32.
     model = with_weak_channels(kind, 1e-5)

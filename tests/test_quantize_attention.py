@@ -10,7 +10,7 @@ from keras import layers, ops
 
 import tfopt
 from tfopt.quantize.layer_norm import QuantizedNorm
-from tfopt.quantize.masks import QuantizedMaskedMean
+from tfopt.quantize.masked_mean import QuantizedMaskedMean
 from tfopt.tflite.flatbuffer import read_tflite
 from tfopt.tflite.run import predict_tflite
 
@@ -64,13 +64,12 @@ def shared():
 
 
 def classifier():
-    """Masks from an embedding, through residual blocks, to a mean over what is not masked."""
+    """Masks from an embedding, through a residual block, to a mean over what is not masked."""
     ids, x = words(mask_zero=True)
     y = layers.LayerNormalization()(x)
     y = layers.MultiHeadAttention(2, 8, dropout=0.1)(y, y)
     x = layers.Add()([x, layers.Dropout(0.1)(y)])
-    y = layers.Dense(WIDTH)(layers.Dense(24, activation="gelu")(layers.LayerNormalization()(x)))
-    x = layers.GlobalAveragePooling1D()(layers.Add()([x, y]))
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
     return keras.Model(ids, layers.Dense(3, activation="softmax")(x)), IDS
 
 
@@ -114,17 +113,17 @@ class Case:
     operators: str
     steps: float
     error: float = 0.03
-    bits: int = 8
+    weight_bits: int = 8
+    activation_bits: int = 8
 
 
 CASES = {
     "self": Case(self_attention, "BATCH_MATMUL SOFTMAX", 0.1),
-    "self_4_bits": Case(self_attention, "BATCH_MATMUL SOFTMAX", 0.3, 0.25, bits=4),
-    "cross": Case(cross_attention, "BATCH_MATMUL SOFTMAX", 0.1),
-    "causal": Case(causal, "SELECT_V2", 0.1),
+    "cross_4_bits": Case(cross_attention, "BATCH_MATMUL SOFTMAX", 0.3, 0.25, weight_bits=4),
     "float_mask": Case(float_mask, "SELECT_V2 ARG_MAX", 0.1),
     "shared": Case(shared, "SELECT_V2", 0.5),
-    "classifier": Case(classifier, "GATHER L2_NORMALIZATION SELECT_V2 GELU", 0.6),
+    "classifier": Case(classifier, "GATHER L2_NORMALIZATION SELECT_V2", 0.6),
+    "classifier_16_bits": Case(classifier, "GATHER RSQRT SELECT_V2", 2.0, 0.01, activation_bits=16),
     "raw_masks": Case(raw_masks, "GATHER NOT_EQUAL SELECT_V2", 0.3),
     "masked_rows": Case(masked_rows, "ARG_MAX ARG_MIN GATHER", 0.2),
     "norm_3d": Case(lambda: normalized(norm(), (5, 12)), "PADV2 L2_NORMALIZATION DEPTHWISE_CONV_2D", 0.2),
@@ -138,9 +137,9 @@ def flat(outputs):
     return np.concatenate([np.asarray(each).ravel() for each in keras.tree.flatten(outputs)])
 
 
-def exported(model, x, path, **options):
+def exported(model, x, path, weight_bits=8, activation_bits=8):
     """The calibrated model after its export."""
-    aware = tfopt.quantize_aware(model, **options)
+    aware = tfopt.quantize_aware(model, weight_bits, activation_bits)
     tfopt.calibrate(aware, x)
     tfopt.export_tflite(aware, path)
     return aware
@@ -150,15 +149,14 @@ def exported(model, x, path, **options):
 def test_trained_saved_exported(name, tmp_path):
     case = CASES[name]
     model, x = case.make()
-    options = {"weight_bits": case.bits}
-    aware = exported(model, x, tmp_path / "m.tflite", **options)
+    aware = exported(model, x, tmp_path / "m.tflite", case.weight_bits, case.activation_bits)
     file = read_tflite(tmp_path / "m.tflite")
     assert not [tensor.name for tensor in file.graphs[0].tensors if tensor.is_float]
     assert set(case.operators.split()) <= {operator.type for operator in file.graphs[0].operators}
-    assert any(tensor.dtype == "int4" for tensor in file.graphs[0].tensors) == (case.bits == 4)
+    assert any(tensor.dtype == "int4" for tensor in file.graphs[0].tensors) == (case.weight_bits == 4)
     found = tfopt.verify_tflite(aware, tmp_path / "m.tflite", x, use_xnnpack=False, layer_examples=2, noise_examples=8)
     assert found.mean_lsb <= case.steps
-    assert found.max_lsb <= 5
+    assert found.max_lsb <= max(5, 5 * case.steps)
     expected, received = flat(model(x)), flat(aware(x))
     assert np.sqrt(np.mean((expected - received) ** 2) / np.mean(expected**2)) < case.error
     aware.save(tmp_path / "m.keras")
@@ -198,18 +196,14 @@ def test_what_stands_for_padding_changes_nothing(tmp_path):
     ids, x = words(mask_zero=True)
     x = layers.GlobalAveragePooling1D()(layers.Add()([x, layers.MultiHeadAttention(2, 8)(x, x)]))
     model = keras.Model(ids, x)
-    table = model.get_layer("words").embeddings
+    aware = tfopt.quantize_aware(model)
+    tfopt.calibrate(aware, IDS)
+    table = aware.get_layer("words").layer.embeddings
     results = []
     for seed in (1, 2):
         values = table.numpy()
         values[0] = np.random.default_rng(seed).uniform(-0.04, 0.04, WIDTH)
         table.assign(values)
-        aware = tfopt.quantize_aware(model)
-        for layer in aware._flatten_layers():
-            if hasattr(layer, "low"):  # the same ranges for both
-                layer.low.assign(-3.0)
-                layer.high.assign(3.0)
-                layer.batches.assign(1.0)
         tfopt.export_tflite(aware, tmp_path / "m.tflite")
         results.append(predict_tflite(tmp_path / "m.tflite", IDS, use_xnnpack=False))
     assert np.array_equal(*results)

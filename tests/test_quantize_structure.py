@@ -120,7 +120,11 @@ def test_structure_is_kept_to_the_file(make, tmp_path):
     assert found.mean_lsb < found.noise.mean_lsb + 0.1
     aware.save(tmp_path / "m.keras")
     reloaded = keras.models.load_model(tmp_path / "m.keras")
-    same = zip(keras.tree.flatten(aware(structure, training=False)), keras.tree.flatten(reloaded(structure, training=False)), strict=True)
+    same = zip(
+        keras.tree.flatten(aware(structure, training=False)),
+        keras.tree.flatten(reloaded(structure, training=False)),
+        strict=True,
+    )
     for ours, theirs in same:
         np.testing.assert_array_equal(ours, theirs)
 

@@ -75,7 +75,7 @@ class QuantizedArithmetic(QuantizedLayer):
         """The operator over all operands, from left to right."""
         operands = list(inputs)
         if self.constant is not None:
-            operands.insert(0 if self.constant_first else len(operands), self._rounded_constant())
+            operands.insert(0 if self.constant_first else len(operands), self._rounded(self.constant))
         result = operands[0]
         for index, operand in enumerate(operands[1:]):
             result = OPERATORS[self.operator](result, operand)
@@ -89,9 +89,9 @@ class QuantizedArithmetic(QuantizedLayer):
         own = {key: getattr(self, key) for key in ("operator", "constant_first", "count", "bits")}
         return {**super().get_config(), **own, "constant": constant}
 
-    def _rounded_constant(self) -> tf.Tensor:
+    def _rounded(self, constant: np.ndarray) -> tf.Tensor:
         # The larger of two tensors must have their common scale, which the converter gives to plain constants only.
-        if self.constant.ndim == 0 or self.bits == 16 or self.operator in ("maximum", "minimum"):
-            return tf.constant(self.constant)
-        low, high = nudged_range(float(self.constant.min()), max(float(self.constant.max()), 1e-9))
-        return tf.quantization.fake_quant_with_min_max_vars(self.constant, low, high)
+        if constant.ndim == 0 or self.bits == 16 or self.operator in ("maximum", "minimum"):
+            return tf.constant(constant)
+        low, high = nudged_range(float(constant.min()), max(float(constant.max()), 1e-9))
+        return tf.quantization.fake_quant_with_min_max_vars(constant, low, high)

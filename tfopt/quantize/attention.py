@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from tfopt.quantize import embedding, layer_norm, masks
+from tfopt.quantize import embedding, layer_norm, masked_mean, masks
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.functions import FUNCTIONS
 from tfopt.quantize.graph import Node, Ref
@@ -214,4 +214,5 @@ RULES: list[tuple[tuple[type | str, ...], Rule]] = [
     *layer_norm.RULES,
     *embedding.RULES,
     *masks.RULES,
+    *masked_mean.RULES,
 ]

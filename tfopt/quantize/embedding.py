@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from tfopt.quantize.fake_quant import FakeQuant
+from tfopt.quantize.fake_quant import FakeQuant, halves_away_from_zero
 from tfopt.quantize.graph import Node
 from tfopt.quantize.integers import largest_integer
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
@@ -15,12 +15,13 @@ from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
 
 @keras.saving.register_keras_serializable("tfopt")
 class QuantizedEmbedding(FakeQuant):
-    """An embedding whose table holds integers of 8 bits under one scale; what it gives is on the table's grid.
+    """An embedding whose table holds integers under one scale; what it gives is on the table's grid.
 
     Only the rows that are looked up are rounded in training, so that the gradient stays sparse.
 
     Args:
       layer: the embedding.
+      bits: of the table and of activations, 8 or 16.
 
     >>> layer = QuantizedEmbedding(layers.Embedding(2, 2))
     >>> layer.build((None,))
@@ -29,8 +30,8 @@ class QuantizedEmbedding(FakeQuant):
     array([[0.02, 0.  ]], dtype=float32)
     """
 
-    def __init__(self, layer: Any, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, layer: Any, bits: int = 8, **kwargs: Any) -> None:
+        super().__init__(bits=bits, **kwargs)
         self.layer = layer
         self.table: np.ndarray | None = None
 
@@ -61,18 +62,17 @@ class QuantizedEmbedding(FakeQuant):
           again: as for `FakeQuant`.
         """
         if again is None:
-            table = self.layer.embeddings.value if self.frozen is None else self._round(self.table, *self.frozen)
-            inputs = tf.gather(table, inputs)
-        elif again == "exact" and self.frozen is None:
+            inputs = tf.gather(self._table(), inputs)
+        if self.calibrates or (again == "exact" and self.frozen is None):
             return inputs
-        if self.calibrates:
-            return inputs
+        if again == "averaged" and self.bits == 8 and self.frozen is None:
+            inputs = halves_away_from_zero(inputs, *self._range())
         return self._round(inputs, *(self.frozen or self._range()))
 
     def get_config(self) -> dict[str, Any]:
         """For saving."""
         config = keras.layers.Layer.get_config(self)
-        return {**config, "layer": keras.saving.serialize_keras_object(self.layer)}
+        return {**config, "layer": keras.saving.serialize_keras_object(self.layer), "bits": self.bits}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "QuantizedEmbedding":
@@ -90,11 +90,18 @@ class QuantizedEmbedding(FakeQuant):
         low, high = (float(end) for end in self._range())
         self.frozen = low, high
 
+    def _table(self) -> Any:
+        """The table, in the file on its grid; of 16 bits the operator behind the look-up tells it."""
+        if self.frozen is None:
+            return self.layer.embeddings.value
+        return self._round(self.table, *self.frozen) if self.bits == 8 else tf.constant(self.table)
+
     def _range(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Zero in the middle, the largest entry at the largest integer."""
         table = tf.stop_gradient(tf.convert_to_tensor(self.layer.embeddings))
-        step = tf.maximum(tf.reduce_max(tf.abs(table)) / largest_integer(8), 1e-9)
-        return -128.0 * step, 127.0 * step
+        largest = largest_integer(self.bits)
+        step = tf.maximum(tf.reduce_max(tf.abs(table)) / largest, 1e-9)
+        return -(largest + (self.bits == 8)) * step, largest * step
 
 
 def embedding(rewrite: Rewrite, node: Node) -> None:
@@ -104,13 +111,13 @@ def embedding(rewrite: Rewrite, node: Node) -> None:
         raise Unsupported("its indices arrive as floats, which 8 bits cannot hold: use keras.Input(..., dtype='int32')")
     if rewrite.weight_bits(layer) != 8:
         raise Unsupported(
-            f"LiteRT looks up tables of 8 bits only: say layers={{{layer.name!r}: 8}} to leave this one at 8 bits"
+            f"LiteRT looks up nothing in tables of 4 bits: say layers={{{layer.name!r}: 8}} to leave this one at 8 bits"
         )
     made = rewrite.once(
-        (id(layer), "embedding"), lambda: QuantizedEmbedding(rewrite.copy(layer), name=rewrite.unique(node.name))
+        (id(layer), "embedding"),
+        lambda: QuantizedEmbedding(rewrite.copy(layer), rewrite.activation_bits, name=rewrite.unique(node.name)),
     )
-    # A table of 8 bits is on no grid of 16.
-    rewrite.put(node.outputs[0], made(source), made if rewrite.activation_bits == 8 else None)
+    rewrite.put(node.outputs[0], made(source), made)
 
 
 RULES: list[tuple[tuple[type | str, ...], Rule]] = [((layers.Embedding,), embedding)]

@@ -15,6 +15,9 @@ from tfopt.tflite.markers import marker_range
 _MOMENTUM = 0.99
 # The least width of a range: a tensor that is always zero has a scale too.
 _SMALLEST_WIDTH = 1e-5
+# A symmetric range is widened by this: else its 0 is half-way between two integers, and so is every value of an image
+# in [-1, 1] that was made of 8 bits.
+_UNEVEN = 128 / 127
 # Ranges that LiteRT's kernels for softmax, sigmoid and tanh give with 8 bits, which are another one with 16.
 _WRITTEN_INTO_KERNELS = ((0.0, 255 / 256), (-1.0, 127 / 128))
 _LARGEST_OF_16_BITS = 32767 / 32768
@@ -156,7 +159,10 @@ class FakeQuant(QuantizedLayer):
         low = tf.constant(0.0) if lowest == 0.0 else tf.minimum(tf.reduce_min(inputs), 0.0)
         high = tf.maximum(tf.reduce_max(inputs), 0.0)
         low = low if lowest is None else tf.maximum(low, lowest)
-        high = high if highest is None else tf.minimum(high, highest)
+        if highest is not None:
+            high = tf.minimum(high, highest)
+        elif self.bits == 8:
+            high = tf.where(high == -low, high * _UNEVEN, high)
         count = tf.convert_to_tensor(self.batches)
         rate = tf.maximum(1.0 / (count + 1.0), 1.0 - _MOMENTUM)
         self.low.assign(self.low + rate * (low - self.low))

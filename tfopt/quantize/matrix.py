@@ -33,10 +33,15 @@ class IntegerMatrix:
 
     @property
     def kernel(self) -> tf.Tensor:
-        """A constant under an operator that tells the converter its grid."""
-        return tf.quantization.fake_quant_with_min_max_vars(
-            self.values, -self.end, self.end, self.bits, narrow_range=True
+        """A constant under an operator that tells the converter its grid.
+
+        It stands there transposed, as in the file: the converter turns round what is multiplied by once, and of what
+        is used again it would lose the grid.
+        """
+        rounded = tf.quantization.fake_quant_with_min_max_vars(
+            self.values.T, -self.end, self.end, self.bits, narrow_range=True
         )
+        return tf.transpose(rounded)
 
 
 def integer_matrix(

@@ -6,11 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
+from tfopt.quantize.arithmetic import QuantizedArithmetic
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.graph import Graph, Node, Ref
 from tfopt.quantize.island import FloatIsland
 from tfopt.quantize.layer import Unmasked
+
+
+_NEXT_TO_1 = float(np.nextafter(np.float32(1), np.float32(2)))
 
 
 class Unsupported(ValueError):
@@ -21,12 +26,12 @@ class Unsupported(ValueError):
 class Value:
     """A tensor of the new model, and the quantizer that put it on a grid: None where nothing has yet.
 
-    `stays_float`: it comes from a layer that stays in float.
+    `in_float`: what a layer that stays in float made of it, unrounded; None where it comes from another.
     """
 
     tensor: keras.KerasTensor
     quantizer: FakeQuant | None = None
-    stays_float: bool = False
+    in_float: keras.KerasTensor | None = None
 
 
 Rule = Callable[["Rewrite", Node], None]
@@ -58,6 +63,7 @@ class Rewrite:
         # Operations that are part of an earlier node's layer by now.
         self.absorbed: set[Node] = set()
         self._made: dict[Any, Any] = {}
+        self._behind_floats: list[FakeQuant | None] = []
         self._producers = {ref: node for node in graph.nodes for ref in node.outputs}
         self.output_names = output_names
         self._names = set(output_names)
@@ -95,11 +101,26 @@ class Rewrite:
             return FloatIsland(self.copy(node.operation), reason, arguments, places, name=name)
 
         island = self.once((id(node.operation), "float", repr(arguments), tuple(places)), make)
+        unrounded = [self.values[ref].in_float for ref in node.inputs]
         tensors = [
-            self.values[ref].tensor if self.values[ref].stays_float else self.quantized(ref) for ref in node.inputs
+            self.quantized(ref) if tensor is None else tensor
+            for ref, tensor in zip(node.inputs, unrounded, strict=True)
         ]
         for ref, tensor in zip(node.outputs, keras.tree.flatten(island(tensors)), strict=True):
-            self.values[ref] = Value(tensor, stays_float=True)
+            self.values[ref] = Value(tensor, in_float=tensor)
+
+    def rescalable(self, ref: Ref, tensor: keras.KerasTensor) -> keras.KerasTensor:
+        """The tensor of `ref` for an operator that brings several to one scale.
+
+        The converter can give another scale to what an integer operator made, not to what was float and rounded: such
+        a tensor comes behind a product with 1, or what the converter does not remove as that.
+        """
+        value = self.values[ref]
+        if value.in_float is None and not any(value.quantizer is each for each in self._behind_floats):
+            return tensor
+        made_by = self._producers[ref].name
+        product = QuantizedArithmetic("multiply", constant=_NEXT_TO_1, name=self.unique(f"{made_by}_rescale"))
+        return product([self.quantized(ref)])
 
     def skip(self, node: Node) -> None:
         """Passes over a node, so that all that cannot be rewritten is found before it is told."""
@@ -111,6 +132,9 @@ class Rewrite:
         value = self.values[ref]
         if value.quantizer is None and is_float(value.tensor):
             self.quantize(ref, value.tensor)
+            if value.in_float is not None:
+                self.values[ref] = dataclasses.replace(self.values[ref], in_float=value.in_float)
+                self._behind_floats.append(self.values[ref].quantizer)
         return self.values[ref].tensor
 
     def operand(self, node: Node, ref: Ref) -> keras.KerasTensor:

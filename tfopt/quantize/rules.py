@@ -36,7 +36,7 @@ def rule_for(node: Node) -> Rule:
     return otherwise if activation_of(operation) is None else activation
 
 
-def _is_a(operation: keras.Operation, kind: type | str) -> bool:
+def _is_a(operation: Any, kind: Any) -> bool:
     """Whether an operation is of a class, or of Keras' class of this name, and computes as that class does."""
     if isinstance(kind, str):
         return type(operation).__name__ == kind and is_keras(operation)

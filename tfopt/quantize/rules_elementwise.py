@@ -1,5 +1,6 @@
 """How activations, arithmetic and what is there for training only are rewritten."""
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -65,7 +66,9 @@ _POOLINGS = ("MaxPooling1D", "MaxPooling2D", "MaxPool", "AveragePooling1D", "Ave
 def training_only(rewrite: Rewrite, node: Node) -> None:
     """What training adds stays where it is; the grid is that of the input."""
     value = rewrite.values[node.inputs[0]]
-    rewrite.put(node.outputs[0], rewrite.copy_named(node)(value.tensor), value.quantizer)
+    tensor = rewrite.copy_named(node)(value.tensor)
+    in_float = None if value.in_float is None else tensor
+    rewrite.values[node.outputs[0]] = dataclasses.replace(value, tensor=tensor, in_float=in_float)
 
 
 def arithmetic(rewrite: Rewrite, node: Node) -> None:
@@ -148,7 +151,10 @@ def _made(rewrite: Rewrite, node: Node, operator: str, operands: list[Any], name
         bits=rewrite.activation_bits,
         name=rewrite.unique(name or node.name),
     )
-    return made([rewrite.quantized(each) for each in operands if isinstance(each, Ref)])
+    tensors = {each: rewrite.quantized(each) for each in operands if isinstance(each, Ref)}
+    if operator in ("maximum", "minimum"):
+        tensors = {each: rewrite.rescalable(each, tensor) for each, tensor in tensors.items()}
+    return made([tensors[each] for each in operands if isinstance(each, Ref)])
 
 
 def activation(rewrite: Rewrite, node: Node) -> None:

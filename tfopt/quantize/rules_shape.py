@@ -90,7 +90,7 @@ def concatenate(rewrite: Rewrite, node: Node) -> None:
         raise Unsupported(f"there is no integer rule for {node.type} with constants")
 
     def new(value: Any) -> Any:
-        return rewrite.operand(node, value) if isinstance(value, Ref) else value
+        return rewrite.rescalable(value, rewrite.operand(node, value)) if isinstance(value, Ref) else value
 
     args, kwargs = keras.tree.map_structure(new, (node.args, dict(node.kwargs)))
     rewrite.put(node.outputs[0], rewrite.copy_named(node)(*args, **kwargs))

@@ -313,7 +313,7 @@ def _float_inside(file: FlatBuffer, float_io: bool) -> list[str]:
     integers; with `float_io` also what converts inputs and outputs.
     """
     main = file.graphs[0]
-    islands = [op for op in main.operators if op.type not in CONVERSIONS and _is_in_island(main, op)]
+    islands = _island_operators(main)
     run_by_islands = _graphs_of(file, islands)
     convertible = {i for op in islands for i in op.tensors} | ({*main.inputs, *main.outputs} if float_io else set())
 
@@ -329,10 +329,19 @@ def _float_inside(file: FlatBuffer, float_io: bool) -> list[str]:
     return [f"{op.type} ({', '.join(graph.tensors[i].name for i in op.outputs)})" for graph, op in found]
 
 
-def _is_in_island(graph: Graph, operator: Operator) -> bool:
-    """Whether an operator was made by a `FloatIsland`: its scope is part of its outputs' names."""
-    names = ";".join(graph.tensors[i].name for i in operator.outputs)
-    return any(re.fullmatch(rf"{SCOPE}(_\d+)?", part) for part in re.split("[/;]", names))
+def _island_operators(graph: Graph) -> list[Operator]:
+    """The operators that each `FloatIsland` made: its scope is part of their outputs' names."""
+    found: list[Operator] = []
+    made: set[int] = set()
+    for operator in graph.operators:
+        names = ";".join(graph.tensors[i].name for i in operator.outputs)
+        is_inside = any(re.fullmatch(rf"{SCOPE}(_\d+)?", part) for part in re.split("[/;]", names))
+        # The converter moves a reshape behind an island in front of the rounding between them.
+        is_moved = operator.type == "RESHAPE" and operator.inputs[0] in made
+        if operator.type not in CONVERSIONS and (is_inside or is_moved):
+            found.append(operator)
+            made.update(operator.outputs)
+    return found
 
 
 def _graphs_of(file: FlatBuffer, operators: Sequence[Operator]) -> list[Graph]:
