@@ -10,8 +10,8 @@ from keras import layers
 from tfopt.quantize.functions import FUNCTIONS
 from tfopt.quantize.steps import Steps
 
-# Product(hidden state, number of the matrix).
-Product = Callable[[tf.Tensor, int], tf.Tensor]
+# Product(hidden state, number of the matrix, gate before it or None).
+Product = Callable[[tf.Tensor, int, tf.Tensor | None], tf.Tensor]
 Step = Callable[[tf.Tensor, list[tf.Tensor], Product, Mapping[str, Steps]], list[tf.Tensor]]
 
 # Kinds of tensors, with their options as for `FakeQuant`. What a gate lets through has the grid of what came to it.
@@ -70,7 +70,7 @@ def lstm_step(x: tf.Tensor, states: list[tf.Tensor], product: Product, on: Mappi
     Source: Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; Gers et al., Learning to Forget, 2000.
     """
     hidden, cell = states
-    i, f, candidate, o = on["gates"].split(on["gates"](x + product(hidden, 0)), 4)
+    i, f, candidate, o = on["gates"].split(on["gates"](x + product(hidden, 0, None)), 4)
     i, f, o = (on["sigmoid"](tf.sigmoid(gate)) for gate in (i, f, o))
     new = on["tanh"](i * on["tanh"](tf.tanh(candidate)))
     cell = on["cell"](on["cell"].within(f * cell) + new)
@@ -83,7 +83,7 @@ def gru_step(x: tf.Tensor, states: list[tf.Tensor], product: Product, on: Mappin
     Source: Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, 2014, arXiv:1406.1078, version 1.
     """
     x_z, x_r, x_new = on["inputs"].split(x, 3)
-    h_z, h_r, h_new = on["recurrent"].split(product(states[0], 0), 3)
+    h_z, h_r, h_new = on["recurrent"].split(product(states[0], 0, None), 3)
     z, r = (on["sigmoid"](tf.sigmoid(on["gates"](total))) for total in (x_z + h_z, x_r + h_r))
     return [_mix(z, states[0], x_new + on["recurrent"].within(r * h_new), on)]
 
@@ -96,8 +96,10 @@ def gru_step_reset_before(
     Source: as `gru_step`, version 3.
     """
     x_z, x_r, x_new = on["inputs"].split(x, 3)
-    z, r = (on["sigmoid"](tf.sigmoid(on["gates"](part + product(states[0], i)))) for i, part in enumerate((x_z, x_r)))
-    return [_mix(z, states[0], x_new + product(on["tanh"](r * states[0]), 2), on)]
+    z, r = (
+        on["sigmoid"](tf.sigmoid(on["gates"](part + product(states[0], i, None)))) for i, part in enumerate((x_z, x_r))
+    )
+    return [_mix(z, states[0], x_new + product(states[0], 2, r), on)]
 
 
 def _mix(z: tf.Tensor, hidden: tf.Tensor, total: tf.Tensor, on: Mapping[str, Steps]) -> tf.Tensor:
@@ -109,4 +111,4 @@ def _mix(z: tf.Tensor, hidden: tf.Tensor, total: tf.Tensor, on: Mapping[str, Ste
 
 def simple_step(x: tf.Tensor, states: list[tf.Tensor], product: Product, on: Mapping[str, Steps]) -> list[tf.Tensor]:
     """One step of a simple recurrent layer."""
-    return [on["tanh"](tf.tanh(on["candidate"](x + product(states[0], 0))))]
+    return [on["tanh"](tf.tanh(on["candidate"](x + product(states[0], 0, None))))]

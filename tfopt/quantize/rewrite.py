@@ -14,7 +14,6 @@ from tfopt.quantize.graph import Graph, Node, Ref
 from tfopt.quantize.island import FloatIsland
 from tfopt.quantize.layer import Unmasked
 
-
 _NEXT_TO_1 = float(np.nextafter(np.float32(1), np.float32(2)))
 
 

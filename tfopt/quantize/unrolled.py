@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfopt.quantize.cells import cell_of
 from tfopt.quantize.layer import QuantizedLayer
 from tfopt.quantize.matrix import IntegerMatrix, integer_matrix, multiply, rounded_matrix
-from tfopt.quantize.steps import Steps, StepQuant
+from tfopt.quantize.steps import StepQuant, Steps
 
 
 @keras.saving.register_keras_serializable("tfopt")
@@ -74,12 +74,14 @@ class QuantizedRecurrent(QuantizedLayer):
 
             zeros = self._zeros(on)
 
-            def product(hidden: tf.Tensor, index: int) -> tf.Tensor:
+            def product(hidden: tf.Tensor, index: int, gate: tf.Tensor | None) -> tf.Tensor:
                 kernel, bias = recurrent[index]
                 if hidden is zeros[0]:
                     # The converter gives a product of constants a scale of its own, with which LiteRT fails.
                     return on["recurrent"](tf.zeros((1, kernel.shape[1])) if bias is None else bias[None])
-                return on["recurrent"](multiply(hidden if dropout is None else hidden * dropout, kernel, bias))
+                hidden = hidden if dropout is None else hidden * dropout
+                hidden = hidden if gate is None else on["tanh"](gate * hidden)
+                return on["recurrent"](multiply(hidden, kernel, bias))
 
             steps = on["inputs"].again(tf.unstack(on["inputs"](multiply(sequences, kernel, bias)), axis=1))
             masks = [None] * len(steps) if mask is None else tf.unstack(mask[..., None], axis=1)
