@@ -172,7 +172,8 @@ REFUSED = {
     "channels_first": (lambda x: layers.Conv2D(2, 3, data_format="channels_first")(x), "channels last"),
     "own call": (lambda x: Doubled(3)(x), "no integer rule for Doubled"),
     "activation of TensorFlow": (lambda x: layers.Dense(3, activation=tf.nn.crelu)(x), "its activation"),
-    "activation with weights": (lambda x: layers.Dense(3, activation=layers.PReLU())(x), "a layer of its own"),
+    "activation with weights": (lambda x: layers.Dense(3, activation=layers.PReLU())(x), "behind it, as layers"),
+    "activation layer": (lambda x: layers.Activation(tf.nn.crelu)(x), "the activation <function crelu"),
     "axis": (lambda x: layers.BatchNormalization(axis=1)(x), "another axis than the last"),
     "softmax over two axes": (lambda x: layers.Softmax(axis=(1, 2))(x), "no integer rule for Softmax"),
     "bicubic": (lambda x: layers.Resizing(4, 4, interpolation="bicubic")(x), '"nearest" or "bilinear"'),
@@ -201,3 +202,22 @@ def test_integers_are_refused_where_floats_are_made_of_them():
     model = keras.Sequential([keras.Input((8, 8, 3), dtype="uint8"), layers.Rescaling(1 / 255), layers.Conv2D(2, 3)])
     with pytest.raises(ValueError, match="declare the model's input as float32"):
         tfopt.quantize_aware(model)
+
+
+def test_transposed_convolutions_are_refused_with_4_bits():
+    model = keras.Sequential([image(), layers.Conv2DTranspose(2, 3, name="up"), layers.Conv2D(2, 1)])
+    with pytest.raises(ValueError, match="pass layers={'up': 8}"):
+        tfopt.quantize_aware(model, weight_bits=4)
+    tfopt.quantize_aware(model, weight_bits=4, layers={"up": 8})
+
+
+def test_integers_stay_integers(tmp_path):
+    ids = keras.Input((5,), dtype="int32", name="ids")
+    x = layers.Embedding(9, 4)(ops.clip(ids[:, 1:] + 1, 0, 8))
+    model = keras.Model(ids, layers.Dense(2, name="head")(layers.Flatten()(x)))
+    data = np.random.default_rng(0).integers(0, 9, (32, 5)).astype("int32")
+    aware = tfopt.quantize_aware(model)
+    tfopt.calibrate(aware, data)
+    assert tfopt.export_tflite(aware, tmp_path / "m.tflite").float_ops == []
+    found = tfopt.verify_tflite(aware, tmp_path / "m.tflite", data, use_xnnpack=False)
+    assert found.mean_lsb < found.noise.mean_lsb + 0.1

@@ -151,7 +151,7 @@ def by_function(function: Any) -> Activation | None:
     given = keras.KerasTensor((2, 2))
     try:
         result = function(given)
-    except (TypeError, ValueError):  # it is made of TensorFlow's functions, which refuse symbolic tensors
+    except (AttributeError, NotImplementedError, TypeError, ValueError):  # TensorFlow's functions want no symbols
         return None
     if result is given:
         return LINEAR

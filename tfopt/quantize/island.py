@@ -16,30 +16,25 @@ SCOPE = "FloatIsland"
 class FloatIsland(QuantizedLayer):
     """A layer or raw operator without an integer rule; in the file it runs in float32.
 
+    One operator alone between two roundings, for which LiteRT has an integer kernel, the converter quantizes all the
+    same: a product, but not a sine.
+
     Args:
       operation: the layer or operator.
       reason: why it has no integers, in words.
-      arguments: what it is called with, [positional, named]: None where a tensor stands. None: one tensor alone.
-      places: where the tensors stand in the flattened `arguments`.
 
-    >>> FloatIsland(keras.layers.Activation("softsign"), "no rule")([keras.ops.ones(1)]).numpy()
+    >>> FloatIsland(keras.layers.Activation("softsign"), "no rule")([tf.ones(1)]).numpy()
     array([0.5], dtype=float32)
-    >>> power = keras.src.ops.numpy.Power()
-    >>> FloatIsland(power, "no rule", arguments=[[None, 3], {}])([keras.ops.full(1, 2.0)]).numpy()
+    >>> power = FloatIsland(keras.src.ops.numpy.Power(), "no rule")
+    >>> power([tf.fill(1, 2.0)], arguments=[[0, 3.0], {}]).numpy()
     array([8.], dtype=float32)
     """
 
-    def __init__(
-        self,
-        operation: keras.Operation,
-        reason: str,
-        arguments: Any = None,
-        places: Sequence[int] = (0,),
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, operation: keras.Operation, reason: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.operation, self.reason = operation, reason
-        self.arguments, self.places = [[None], {}] if arguments is None else arguments, list(places)
+        # Constants stay what they are; the operation converts its own inputs.
+        self._convert_input_args = False
 
     def build(self, input_shape: Any) -> None:
         """Nothing: the operation builds itself when it is called."""
@@ -47,37 +42,41 @@ class FloatIsland(QuantizedLayer):
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
         """None: the operation has attached its masks to its outputs."""
 
-    def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
+    def compute_output_spec(
+        self, inputs: Sequence[Any], arguments: Any = ((0,), {}), places: Sequence[int] = (0,), training: bool = False
+    ) -> Any:
         """The operation's."""
-        return self._run(inputs)
+        return self._run(inputs, arguments, places)
 
-    def call(self, inputs: Sequence[Any], training: bool = False) -> Any:
+    def call(
+        self, inputs: Sequence[Any], arguments: Any = ((0,), {}), places: Sequence[int] = (0,), training: bool = False
+    ) -> Any:
         """The operation.
 
         Args:
-          inputs: its tensors, in the order of `places`.
+          inputs: its tensors.
+          arguments: what it is called with, (positional, named); 0 where a tensor stands.
+          places: where the tensors stand in the flattened `arguments`.
           training: reaches a layer by way of Keras' call context.
         """
         with tf.name_scope(SCOPE):
-            return self._run(inputs)
+            return self._run(inputs, arguments, places)
 
     def get_config(self) -> dict[str, Any]:
         """For saving."""
-        serialize = keras.saving.serialize_keras_object
-        own = {"operation": serialize(self.operation), "arguments": serialize(self.arguments)}
-        return {**super().get_config(), **own, "reason": self.reason, "places": self.places}
+        operation = keras.saving.serialize_keras_object(self.operation)
+        return {**super().get_config(), "operation": operation, "reason": self.reason}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "FloatIsland":
         """From what `get_config` gave."""
-        made = {key: keras.saving.deserialize_keras_object(config[key]) for key in ("operation", "arguments")}
-        return cls(**{**config, **made})
+        return cls(**{**config, "operation": keras.saving.deserialize_keras_object(config["operation"])})
 
-    def _run(self, inputs: Sequence[Any]) -> Any:
-        flat = keras.tree.flatten(self.arguments)
-        for place, tensor in zip(self.places, inputs, strict=True):
+    def _run(self, inputs: Sequence[Any], arguments: Any, places: Sequence[int]) -> Any:
+        flat = keras.tree.flatten(arguments)
+        for place, tensor in zip(places, inputs, strict=True):
             flat[place] = tensor
-        args, kwargs = keras.tree.pack_sequence_as(self.arguments, flat)
+        args, kwargs = keras.tree.pack_sequence_as(arguments, flat)
         return self.operation(*args, **kwargs)
 
 

@@ -13,6 +13,7 @@ from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.graph import Graph, Node, Ref
 from tfopt.quantize.island import FloatIsland
 from tfopt.quantize.layer import Unmasked
+from tfopt.quantize.steps import StepQuant
 
 _NEXT_TO_1 = float(np.nextafter(np.float32(1), np.float32(2)))
 
@@ -91,21 +92,22 @@ class Rewrite:
 
     def keep_float(self, node: Node, reason: str) -> None:
         """Leaves a node in float: what it reads is dequantized before it in the file."""
-        given = [node.args, dict(node.kwargs)]
+        # Whether it trains is known by each call, not by the graph.
+        given = [node.args, {name: value for name, value in node.kwargs.items() if name != "training"}]
         places = [i for i, each in enumerate(keras.tree.flatten(given)) if isinstance(each, Ref)]
-        arguments = keras.tree.map_structure(lambda each: None if isinstance(each, Ref) else each, given)
+        arguments = keras.tree.map_structure(lambda each: 0 if isinstance(each, Ref) else each, given)
 
         def make() -> FloatIsland:
-            name = self.unique(node.name)
-            return FloatIsland(self.copy(node.operation), reason, arguments, places, name=name)
+            return FloatIsland(self.copy(node.operation), reason, name=self.unique(node.name))
 
-        island = self.once((id(node.operation), "float", repr(arguments), tuple(places)), make)
+        island = self.once((id(node.operation), "float"), make)
         unrounded = [self.values[ref].in_float for ref in node.inputs]
         tensors = [
             self.quantized(ref) if tensor is None else tensor
             for ref, tensor in zip(node.inputs, unrounded, strict=True)
         ]
-        for ref, tensor in zip(node.outputs, keras.tree.flatten(island(tensors)), strict=True):
+        outputs = keras.tree.flatten(island(tensors, arguments=arguments, places=places))
+        for ref, tensor in zip(node.outputs, outputs, strict=True):
             self.values[ref] = Value(tensor, in_float=tensor)
 
     def rescalable(self, ref: Ref, tensor: keras.KerasTensor) -> keras.KerasTensor:
@@ -145,6 +147,7 @@ class Rewrite:
         producer = self._producers.get(ref)
         made_by = producer.name if producer else tensor._keras_history.operation.name
         is_output = ref in self.graph.outputs and not self.graph.consumers(ref)
+        assert not isinstance(tensor._keras_history.operation, FakeQuant), "of two in a row the converter drops one"
         quantizer = self._quantizer(name or f"{made_by}_quantize", is_output=is_output, **options)
         self.put(ref, quantizer(tensor), quantizer)
 
@@ -160,6 +163,8 @@ class Rewrite:
     def requantize(self, ref: Ref, tensor: keras.KerasTensor, source: Ref, again: str) -> None:
         """Says that a tensor has the scale of `source`. `again` as for `FakeQuant.call`."""
         quantizer = self.values[source].quantizer
+        if isinstance(quantizer, StepQuant):
+            raise Unsupported("it moves a cell state, whose range belongs to the layer that makes it")
         self.put(ref, quantizer(tensor, again=again) if quantizer else tensor, quantizer)
 
     def outputs(self) -> list[keras.KerasTensor]:

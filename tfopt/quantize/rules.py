@@ -10,7 +10,7 @@ from keras import layers
 from tfopt.quantize import attention, recurrent, rules_elementwise, rules_shape
 from tfopt.quantize.activations import LINEAR as NONE
 from tfopt.quantize.activations import activation_of, by_function, is_keras
-from tfopt.quantize.convolve import LINEAR
+from tfopt.quantize.convolve import LINEAR, TRANSPOSED
 from tfopt.quantize.graph import Node
 from tfopt.quantize.linear import QuantizedLinear, has_one_scale
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
@@ -25,7 +25,7 @@ def rule_for(node: Node) -> Rule:
     """The rule for a node: the first in `RULES` that takes its operation.
 
     Raises:
-      Unsupported: the operation's data format has no integer kernels.
+      Unsupported: no integer kernel has the operation's data format, or its activation.
     """
     operation = node.operation
     if getattr(operation, "data_format", "channels_last") == "channels_first":
@@ -33,7 +33,11 @@ def rule_for(node: Node) -> Rule:
     for kinds, rule in RULES:
         if any(_is_a(operation, kind) for kind in kinds):
             return rule
-    return otherwise if activation_of(operation) is None else activation
+    if activation_of(operation) is not None:
+        return activation
+    if isinstance(operation, layers.Activation):
+        raise Unsupported(f"there is no integer rule for the activation {operation.activation!r}")
+    return otherwise
 
 
 def _is_a(operation: Any, kind: Any) -> bool:
@@ -47,6 +51,10 @@ def linear(rewrite: Rewrite, node: Node) -> None:
     """Convolution or dense, with a BatchNormalization behind it; a ReLU behind that is the quantizer's."""
     layer = node.operation
     _check_activation(layer)
+    if isinstance(layer, TRANSPOSED) and (rewrite.weight_bits(layer), rewrite.activation_bits) == (4, 8):
+        raise Unsupported(
+            f"LiteRT has no transposed convolution with weights of 4 bits: pass layers={{{layer.name!r}: 8}}"
+        )
     plain = rewrite.copy(layer, activation="linear", activity_regularizer=None)
     _linear(rewrite, node, rewrite.quantized(node.inputs[0]), plain, layer.kernel)
 
@@ -136,8 +144,8 @@ def has_few_values(kernel: Any) -> bool:
 def _check_activation(layer: keras.layers.Layer) -> None:
     if by_function(layer.activation) is None:
         raise Unsupported(
-            f"there is no integer rule for its activation {layer.activation!r}: make it a layer of its own where it "
-            "has weights, or a composition of Keras' activations"
+            f"there is no integer rule for its activation {layer.activation!r}: give it none, and have what it does "
+            "behind it, as layers or operators that have rules"
         )
 
 

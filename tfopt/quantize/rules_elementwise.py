@@ -15,6 +15,7 @@ from tfopt.quantize.arithmetic import QuantizedArithmetic
 from tfopt.quantize.functions import FUNCTIONS
 from tfopt.quantize.graph import Node, Ref
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
+from tfopt.quantize.rules_shape import otherwise
 
 # Identity when the model predicts: for training only.
 _TRAINING_ONLY = (
@@ -126,8 +127,7 @@ def _arithmetic(rewrite: Rewrite, node: Node, operator: str, operands: list[Any]
     constant = next((each for each in operands if not isinstance(each, Ref)), None)
     refs = [each for each in operands if isinstance(each, Ref)]
     if not any(is_float(rewrite.values[each].tensor) for each in refs):
-        args, kwargs = rewrite.arguments(node)
-        rewrite.put(output, rewrite.copy_named(node)(*args, **kwargs))
+        otherwise(rewrite, node)
     elif constant is not None and operator in ("maximum", "minimum"):
         if constant.ndim == 0:
             ends = (constant, None) if operator == "maximum" else (None, constant)
@@ -163,14 +163,16 @@ def activation(rewrite: Rewrite, node: Node) -> None:
     assert found is not None
     if len(node.inputs) > 1:
         raise Unsupported(f"there is no integer rule for {node.type} with a mask")
-    _activation(rewrite, node, found, node.inputs[0])
+    if is_float(rewrite.values[node.inputs[0]].tensor):
+        _activation(rewrite, node, found, node.inputs[0])
+    else:
+        otherwise(rewrite, node)
 
 
 def _activation(rewrite: Rewrite, node: Node, found: Activation, source: Ref) -> None:
     output = node.outputs[0]
     if found == NONE:
-        value = rewrite.values[source]
-        rewrite.put(output, value.tensor, value.quantizer)
+        rewrite.values[output] = rewrite.values[source]
     elif found.kind not in ("clip", "limit"):
         activate(rewrite, output, rewrite.quantized(source), found, node.name)
     else:

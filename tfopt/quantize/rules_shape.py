@@ -7,6 +7,7 @@ from keras import layers
 
 from tfopt.quantize.graph import Node, Ref
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
+from tfopt.quantize.upsample import QuantizedUpSampling2D
 
 
 def move(rewrite: Rewrite, node: Node) -> None:
@@ -35,17 +36,14 @@ def upsample(rewrite: Rewrite, node: Node) -> None:
     """Repeats values, or makes averages of them."""
     layer = node.operation
     _check_interpolation(layer)
-    height, width = node.outputs[0].shape[1:3]
-    if layer.interpolation == "nearest" and height and width:
-        # Keras repeats along one axis after the other, which LiteRT does in five operators instead of one.
-        resize = rewrite.once(
-            (id(layer), "resize"),
-            lambda: layers.Resizing(height, width, "nearest", name=rewrite.unique(node.name), dtype="float32"),
-        )
-        tensor = resize(rewrite.quantized(node.inputs[0]))
-        rewrite.requantize(node.outputs[0], tensor, node.inputs[0], "exact")
-    else:
+    if layer.interpolation != "nearest":
         _resize(rewrite, node)
+        return
+    made = rewrite.once(
+        (id(layer), "upsample"), lambda: QuantizedUpSampling2D(rewrite.copy(layer), name=rewrite.unique(node.name))
+    )
+    tensor = made(rewrite.quantized(node.inputs[0]))
+    rewrite.requantize(node.outputs[0], tensor, node.inputs[0], "exact")
 
 
 def resize(rewrite: Rewrite, node: Node) -> None:
@@ -101,7 +99,7 @@ def cast(rewrite: Rewrite, node: Node) -> None:
     value = rewrite.values[node.inputs[0]]
     if not is_float(value.tensor) or "float" not in keras.backend.standardize_dtype(node.operation.dtype):
         raise Unsupported("there is no integer kernel that makes floats of integers, or integers of floats")
-    rewrite.put(node.outputs[0], value.tensor, value.quantizer)
+    rewrite.values[node.outputs[0]] = value
 
 
 def otherwise(rewrite: Rewrite, node: Node) -> None:

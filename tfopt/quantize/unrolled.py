@@ -71,17 +71,14 @@ class QuantizedRecurrent(QuantizedLayer):
         sequences, dropout = self._drop_out(sequences) if training else (sequences, None)
         with contextlib.ExitStack() as stack:
             on = {kind: stack.enter_context(each.sequence(training)) for kind, each in self.quantizers.items()}
-
-            zeros = self._zeros(on)
+            zeros, nothing = self._zeros(on), self._product_of_zeros(on, recurrent)
 
             def product(hidden: tf.Tensor, index: int, gate: tf.Tensor | None) -> tf.Tensor:
-                kernel, bias = recurrent[index]
                 if hidden is zeros[0]:
-                    # The converter gives a product of constants a scale of its own, with which LiteRT fails.
-                    return on["recurrent"](tf.zeros((1, kernel.shape[1])) if bias is None else bias[None])
+                    return nothing[index] if gate is None else on["recurrent"].within(gate * nothing[index])
                 hidden = hidden if dropout is None else hidden * dropout
                 hidden = hidden if gate is None else on["tanh"](gate * hidden)
-                return on["recurrent"](multiply(hidden, kernel, bias))
+                return on["recurrent"](multiply(hidden, *recurrent[index]))
 
             steps = on["inputs"].again(tf.unstack(on["inputs"](multiply(sequences, kernel, bias)), axis=1))
             masks = [None] * len(steps) if mask is None else tf.unstack(mask[..., None], axis=1)
@@ -116,7 +113,7 @@ class QuantizedRecurrent(QuantizedLayer):
         scales = {kind: quantizer.scale for kind, quantizer in self.quantizers.items()}
         self.frozen = (
             integer_matrix(kernel, bias, self.bits, input_scale, scales["inputs"]),
-            [integer_matrix(*each, self.bits, scales["tanh"], scales["recurrent"]) for each in recurrent],
+            [integer_matrix(part, own, self.bits, scales["tanh"], scales["recurrent"]) for part, own in recurrent],
         )
 
     def thaw(self) -> None:
@@ -145,6 +142,18 @@ class QuantizedRecurrent(QuantizedLayer):
         """States before the first step, of one row, so that the batch stays open."""
         zeros = tf.zeros((1, self.layer.units))
         return [on[kind](zeros) for kind in self.cell.kinds[: self.cell.states]]
+
+    def _product_of_zeros(self, on: dict[str, Steps], recurrent: list[Any]) -> list[tf.Tensor]:
+        """What the first step adds: constants, as the converter gives a product of constants a scale that fails.
+
+        They are cut from one constant: of one that is used again the converter loses the grid.
+        """
+        (kernel, bias), count = recurrent[0], len(recurrent)
+        has_bias = bias is not None and count == 1
+        whole = on["recurrent"].within(bias[None] if has_bias else tf.zeros((1, count * kernel.shape[1])))
+        parts = on["recurrent"].split(whole, count) if count > 1 else [whole]
+        on["recurrent"].seen.extend(parts)
+        return parts
 
     def _drop_out(self, sequences: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         """The sequences with features left out, the same at every step, and what does so to the hidden state."""
