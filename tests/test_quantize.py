@@ -224,7 +224,7 @@ def test_calibrate_refuses_a_float_model(trained):
         tfopt.calibrate(trained, blobs()[0])
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 def test_mixed_precision_becomes_float32_and_says_so(policy, caplog, tmp_path):
     keras.config.set_dtype_policy(policy)
     try:

@@ -9,7 +9,7 @@ from recipes.benchmarks.qat_coverage import cover
 from tfopt.tflite.flatbuffer import read_tflite
 
 MODELS = [
-    pytest.param("MobileNetV2", {"alpha": 0.35}),
+    pytest.param("MobileNetV2", {"alpha": 0.35}, marks=pytest.mark.slow),
     pytest.param("MobileNetV3Small", {"alpha": 0.75}, marks=pytest.mark.slow),
     pytest.param("MobileNet", {"alpha": 0.25}),
     pytest.param("EfficientNetB0", {}, marks=pytest.mark.slow),
