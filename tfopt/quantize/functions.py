@@ -33,6 +33,15 @@ _POSITIVE = {"clip": (0.0, None)}
 _FREE: Mapping[str, Any] = {}
 
 
+def _positive(x: tf.Tensor) -> tf.Tensor:
+    """A ReLU of a tensor on a grid.
+
+    The converter would make a plain ReLU part of the dense layer or convolution before it, past the rounding between
+    them, and write that layer twice where something else reads it too.
+    """
+    return tf.nn.leaky_relu(x, 0.0)
+
+
 def _relu(x: tf.Tensor, inner: Sequence[Rounding], negative_slope: float, threshold: float, max_value: Any) -> Any:
     """What rounds the result cuts it at `max_value`."""
     if threshold == 0.0:
@@ -49,7 +58,7 @@ def _limit(x: tf.Tensor, _: Sequence[Rounding], low: float | None, high: float |
 def _elu(x: tf.Tensor, inner: Sequence[Rounding], alpha: float, scale: float) -> tf.Tensor:
     """There is no integer kernel for it; exp(x) is cut at 1 by what rounds it."""
     positive, power, shifted, negative = inner
-    above = positive(tf.nn.relu(x if scale == 1.0 else x * scale))
+    above = positive(_positive(x) if scale == 1.0 else tf.nn.relu(x * scale))
     below = shifted(power(tf.exp(x)) - 1.0)
     return above + (below if alpha * scale == 1.0 else negative(below * (alpha * scale)))
 
@@ -71,7 +80,7 @@ def _gelu(x: tf.Tensor, _: Sequence[Rounding], approximate: bool) -> tf.Tensor:
 def _softplus(x: tf.Tensor, inner: Sequence[Rounding]) -> tf.Tensor:
     """log(1 + exp(x)) = relu(x) - log(sigmoid(|x|)): no term is larger than the result."""
     absolute, sigmoid, logarithm, positive = inner
-    return positive(tf.nn.relu(x)) - logarithm(tf.math.log(sigmoid(tf.sigmoid(absolute(tf.abs(x))))))
+    return positive(_positive(x)) - logarithm(tf.math.log(sigmoid(tf.sigmoid(absolute(tf.abs(x))))))
 
 
 _SOFTPLUS_INNER = (_POSITIVE, _UNIT, {"fixed": (-0.7, 0.0)}, _POSITIVE)

@@ -38,7 +38,7 @@ def round_twice(sums: tf.Tensor, bias: tf.Tensor, step: tf.Tensor, output_step: 
 
 
 def halves_away_from_zero(values: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
-    """Values that a rounding to come, which takes halves up, rounds as AVERAGE_POOL_2D does: away from the integer 0.
+    """Values that a rounding to come rounds as AVERAGE_POOL_2D does: away from the integer 0.
 
     Every fourth average of four integers is a half, and most integers behind a ReLU are below 0.
 
@@ -48,9 +48,10 @@ def halves_away_from_zero(values: tf.Tensor, low: tf.Tensor, high: tf.Tensor) ->
       high: the largest, above `low`.
 
     >>> halves_away_from_zero(tf.constant([2.5, 200.5]), tf.constant(0.0), tf.constant(255.0)).numpy()
-    array([  2.499, 200.5  ], dtype=float32)
+    array([  2.499, 200.501], dtype=float32)
     """
     step = (high - low) / 255.0
     # The real value of the integer 0, of those from -128 to 127.
     middle = (128.0 - tf.floor(-low / step + 0.5)) * step
-    return tf.where(values < middle, values - _TIE * step, values)
+    tie = _TIE * step
+    return values + tf.where(values < middle, -tie, tie)

@@ -86,10 +86,6 @@ class Rewrite:
             tensor = Unmasked(name=self.unique(f"{producer.name}_unmasked"))(tensor)
         self.values[ref] = Value(tensor, quantizer)
 
-    def type_of(self, ref: Ref) -> str:
-        """The type of the node that makes a tensor, "" for an input."""
-        return self._producers[ref].type if ref in self._producers else ""
-
     def keep_float(self, node: Node, reason: str) -> None:
         """Leaves a node in float: what it reads is dequantized before it in the file."""
         # Whether it trains is known by each call, not by the graph.
@@ -137,6 +133,10 @@ class Rewrite:
                 self.values[ref] = dataclasses.replace(self.values[ref], in_float=value.in_float)
                 self._behind_floats.append(self.values[ref].quantizer)
         return self.values[ref].tensor
+
+    def is_unrounded(self, node: Node, ref: Ref) -> bool:
+        """Whether nothing has rounded a tensor, and nothing but `node` reads it."""
+        return self.graph.only_consumer(ref) is node and self.values[ref].quantizer is None
 
     def operand(self, node: Node, ref: Ref) -> keras.KerasTensor:
         """The tensor as it is where only `node` reads it, which then rounds for both; else on a grid."""

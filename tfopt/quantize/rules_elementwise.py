@@ -61,7 +61,6 @@ _ARITHMETIC = {
     "Maximum": "maximum",
     "Minimum": "minimum",
 }
-_POOLINGS = ("MaxPooling1D", "MaxPooling2D", "MaxPool", "AveragePooling1D", "AveragePooling2D", "AveragePool")
 
 
 def training_only(rewrite: Rewrite, node: Node) -> None:
@@ -175,18 +174,17 @@ def _activation(rewrite: Rewrite, node: Node, found: Activation, source: Ref) ->
         rewrite.values[output] = rewrite.values[source]
     elif found.kind not in ("clip", "limit"):
         activate(rewrite, output, rewrite.quantized(source), found, node.name)
+    elif found.kind == "clip" and rewrite.is_unrounded(node, source):
+        activate(rewrite, output, rewrite.values[source].tensor, found, node.name)
+    elif found["low"] == 0.0:
+        # Of two roundings in a row the converter drops one, and with it the ReLU that it stands for.
+        relu = activation_kind("relu", negative_slope=0.0, threshold=0.0, max_value=found["high"])
+        made = QuantizedActivation(relu.kind, dict(relu.options), name=rewrite.unique(node.name))
+        rewrite.quantize(output, made(rewrite.quantized(source)), clip=(0.0, found["high"]))
     else:
-        tensor = rewrite.operand(node, source) if found.kind == "clip" else rewrite.quantized(source)
-        if rewrite.values[source].quantizer is None:
-            activate(rewrite, output, tensor, found, node.name)
-        elif found["low"] == 0.0 and rewrite.type_of(source) not in _POOLINGS:
-            # Of two roundings in a row the converter drops one, and the ReLU that it stands for.
-            relu = layers.ReLU(6.0 if found["high"] == 6.0 else None, name=rewrite.unique(node.name), dtype="float32")
-            activate(rewrite, output, relu(tensor), found, f"{node.name}_quantize")
-        else:
-            # The larger or smaller of a tensor and a constant has the tensor's scale; a ReLU becomes part of a pooling.
-            made = QuantizedActivation("limit", dict(found.options), name=rewrite.unique(node.name))
-            rewrite.requantize(output, made(tensor), source, "rounded")
+        # The larger or smaller of a tensor and a constant has the tensor's scale.
+        made = QuantizedActivation("limit", dict(found.options), name=rewrite.unique(node.name))
+        rewrite.requantize(output, made(rewrite.quantized(source)), source, "rounded")
 
 
 def prelu(rewrite: Rewrite, node: Node) -> None:

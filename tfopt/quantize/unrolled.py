@@ -36,6 +36,8 @@ class QuantizedRecurrent(QuantizedLayer):
     ) -> None:
         super().__init__(**kwargs)
         self.layer, self.bits, self.activation_bits, self.in_order = layer, bits, activation_bits, in_order
+        # The layer only holds the weights; what it calls itself, and XLA could not compile, is not called.
+        layer.supports_jit = True
         self.cell = cell_of(layer)
         self.quantizers = {
             kind: StepQuant(bits=activation_bits, name=f"{self.name}_{kind}", **options)
