@@ -8,10 +8,10 @@ demo: .venv/installed
 	$(BIN)/python -m recipes.digits_int8 $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest -m "not benchmark" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not benchmark" $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
