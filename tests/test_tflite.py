@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from tests.tflite_models import conv_net, dense_net, depthwise_net, exporter, normal, ones, two_by_two
+from tfopt.data import as_data
 from tfopt.tflite.examples import InputSpec, read_examples
 from tfopt.tflite.export import export_tflite
 from tfopt.tflite.flatbuffer import read_tflite
@@ -206,7 +207,7 @@ def test_mixed_precision_is_exported_in_float32(tmp_path):
     assert 0 < difference < 0.05
 
 
-def test_examples_are_the_first_ones_of_any_kind_of_data():
+def test_examples_are_the_first_of_datasets_and_evenly_spaced_of_arrays():
     x, y = np.arange(40, dtype="float32").reshape(20, 2), np.arange(20)
 
     class Splits:
@@ -216,20 +217,28 @@ def test_examples_are_the_first_ones_of_any_kind_of_data():
 
     specs = [InputSpec("x", (2,), "float32")]
     dataset = tf.data.Dataset.from_tensor_slices((x, y, y)).batch(4)
-    for data in (Splits(), dataset, (x, y), (x, y, y)):
+    spread = [0, 2, 5, 8, 11, 14, 17]
+    for data, rows in ((Splits(), range(7)), (dataset, range(7)), ((x, y), spread), ((x, y, y), spread)):
         examples = read_examples(data, specs, 7, "train", "data")
-        np.testing.assert_array_equal(examples.inputs["x"], x[:7])
-        np.testing.assert_array_equal(examples.labels, y[:7])
+        np.testing.assert_array_equal(examples.inputs["x"], x[rows])
+        np.testing.assert_array_equal(examples.labels, y[rows])
     assert read_examples(x, specs, 100, "train", "data").labels is None
     pair = [InputSpec("a", (2,), "float32"), InputSpec("b", (2,), "float32")]
     for data in ((x, 2 * x), [x, 2 * x], {"b": 2 * x, "a": x}, ((x, 2 * x), y)):
         examples = read_examples(data, pair, 5, "train", "data")
-        np.testing.assert_array_equal(examples.inputs["b"], 2 * x[:5])
+        np.testing.assert_array_equal(examples.inputs["b"], 2 * x[::4])
+
+
+def test_examples_of_sorted_data_are_of_every_class():
+    x = np.repeat(np.arange(10.0, dtype="float32"), 20)[:, None]
+    specs = [InputSpec("x", (1,), "float32")]
+    for data in (x, as_data((x, x[:, 0].astype(int)))):
+        assert len(np.unique(read_examples(data, specs, 50, "train", "data").inputs["x"])) == 10
 
 
 def test_calibration_takes_no_more_than_asked(exported, tmp_path):
     model, x, measured = exported(dense_net, "int8")
-    outliers = np.concatenate([x, 1000 * x])
+    outliers = np.stack([x, 1000 * x], axis=1).reshape(-1, *x.shape[1:])
     export_tflite(model, tmp_path / "m.tflite", "int8", outliers, calibration_examples=len(x))
     scales = [read_tflite(p).inputs["x"].quantization.scales[0] for p in (tmp_path / "m.tflite", measured.path)]
     assert scales[0] == scales[1]

@@ -24,7 +24,7 @@ def calibrate(model: keras.Model, data: Any, examples: int = 320) -> None:
     Args:
       model: from `quantize_aware`; changed in place.
       data: typical examples: arrays, a batched dataset, or tfopt's `Data` (its train split).
-      examples: how many are used at most, the first ones, at least 1.
+      examples: how many are used at most, at least 1: evenly spaced ones of arrays, the first ones of a dataset.
 
     Raises:
       ValueError: the model is not quantization-aware, or the data do not fit it.

@@ -32,7 +32,10 @@ class Examples:
 
 
 def read_examples(data: Any, specs: list[InputSpec], limit: int, split: str, purpose: str) -> Examples:
-    """Takes the first examples of the data, in order, and checks them against a model's inputs.
+    """Takes examples of the data and checks them against a model's inputs.
+
+    Sorted data should not give those of one class only: of arrays they are evenly spaced, of tfopt's `Data` those
+    that the first epoch begins with; of a dataset they are the first ones.
 
     Args:
       data: a batched `tf.data.Dataset` of x, (x, y) or (x, y, weights); arrays in the same arrangement; or
@@ -51,7 +54,7 @@ def read_examples(data: Any, specs: list[InputSpec], limit: int, split: str, pur
     inputs: list[list[np.ndarray]] = [[] for _ in specs]
     labels: list[Any] = []
     count = 0
-    for batch in _batches(data, split, purpose, specs):
+    for batch in _batches(data, limit, split, purpose, specs):
         x, y = _split(batch, specs, purpose)
         arrays = [_checked(np.asarray(each), spec, purpose) for each, spec in zip(x, specs, strict=True)]
         size = _size([*arrays, *keras.tree.flatten(y)], purpose)
@@ -70,20 +73,31 @@ def read_examples(data: Any, specs: list[InputSpec], limit: int, split: str, pur
     return Examples(joined, keras.tree.map_structure(lambda *parts: np.concatenate(parts), *labels))
 
 
-def _batches(data: Any, split: str, purpose: str, specs: list[InputSpec]) -> Iterable[Any]:
+def _batches(data: Any, limit: int, split: str, purpose: str, specs: list[InputSpec]) -> Iterable[Any]:
+    if split == "train" and hasattr(data, "training_batches"):
+        return _numpy(data.training_batches())
     if hasattr(data, "batches"):
         return _numpy(data.batches(split))
     if isinstance(data, tf.data.Dataset):
         return _numpy(data)
-    if isinstance(data, np.ndarray | tf.Tensor):
-        return [data]
-    if isinstance(data, tuple | list | dict) and len(data) and _are_arrays(data):
-        return [data]
+    is_nest = isinstance(data, tuple | list | dict) and len(data) > 0 and _are_arrays(data)
+    if is_nest or isinstance(data, np.ndarray | tf.Tensor):
+        return [_spread(data, limit, purpose)]
     raise TypeError(
         f"{purpose} must be a batched tf.data.Dataset, a NumPy array (for {len(specs)} input(s): "
         f"{', '.join(spec.name for spec in specs)}), or an object with batches(split); received "
         f"{type(data).__name__}"
     )
+
+
+def _spread(data: Any, limit: int, purpose: str) -> Any:
+    """Evenly spaced rows of arrays, the first one among them."""
+    arrays = [None if each is None else np.asarray(each) for each in keras.tree.flatten(data)]
+    size = _size(arrays, purpose)
+    if size <= limit:
+        return data
+    rows = np.arange(limit) * size // limit
+    return keras.tree.pack_sequence_as(data, [None if each is None else each[rows] for each in arrays])
 
 
 def _numpy(dataset: Iterable[Any]) -> Iterator[Any]:

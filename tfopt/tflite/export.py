@@ -60,7 +60,7 @@ def export_tflite(
       float_io: float32 inputs and outputs for int8 and int16x8 files.
       batch_size: static batch size of the file, at least 1; None: dynamic.
       allow_flex: permit operators that need TensorFlow's Flex delegate.
-      calibration_examples: how many examples are used at most, the first ones.
+      calibration_examples: how many examples are used at most: see `calibrate`.
 
     Returns:
       What `measure_tflite` finds in the file.
