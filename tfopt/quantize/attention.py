@@ -7,10 +7,10 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from tfopt.graph import Node, Ref
 from tfopt.quantize import embedding, layer_norm, masked_mean, masks
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.functions import FUNCTIONS
-from tfopt.quantize.graph import Node, Ref
 from tfopt.quantize.layer import QuantizedLayer
 from tfopt.quantize.masks import as_booleans
 from tfopt.quantize.matrix import IntegerMatrix, integer_matrix, multiply, rounded_matrix, sizes

@@ -7,9 +7,9 @@ import keras
 from absl import logging
 
 from tfopt.config import require
+from tfopt.graph import Node, flatten, functional
 from tfopt.quantize.bits import ACTIVATION_BITS, BitSelection, WeightBits
 from tfopt.quantize.frozen import is_quantized
-from tfopt.quantize.graph import Node, flatten, functional
 from tfopt.quantize.rewrite import Rewrite
 from tfopt.quantize.rules import rule_for
 from tfopt.tflite.edge_quantizer import import_quantizer

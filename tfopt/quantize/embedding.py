@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from tfopt.graph import Node
 from tfopt.quantize.fake_quant import FakeQuant, halves_away_from_zero
-from tfopt.quantize.graph import Node
 from tfopt.quantize.integers import largest_integer
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
 

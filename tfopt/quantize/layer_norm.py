@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from tfopt.graph import Node
 from tfopt.quantize.activations import activation
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.functions import FUNCTIONS
-from tfopt.quantize.graph import Node
 from tfopt.quantize.layer import QuantizedLayer
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported
 from tfopt.quantize.rules_elementwise import activate

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from tfopt.graph import Node
 from tfopt.quantize.fake_quant import FakeQuant
-from tfopt.quantize.graph import Node
 from tfopt.quantize.layer import QuantizedLayer
 from tfopt.quantize.masks import as_booleans
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, mask_of

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from tfopt.quantize.graph import Node, Ref
+from tfopt.graph import Node, Ref
 from tfopt.quantize.layer import QuantizedLayer
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
 from tfopt.quantize.rules_shape import cast, otherwise

@@ -6,11 +6,11 @@ from typing import Any
 import keras
 from keras import layers
 
+from tfopt.graph import Node, Ref
 from tfopt.quantize.activations import activation, by_function
 from tfopt.quantize.arithmetic import QuantizedArithmetic
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.functions import FUNCTIONS
-from tfopt.quantize.graph import Node, Ref
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported
 from tfopt.quantize.unrolled import QuantizedRecurrent
 

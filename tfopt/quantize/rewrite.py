@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.graph import Graph, Node, Ref
 from tfopt.quantize.arithmetic import QuantizedArithmetic
 from tfopt.quantize.fake_quant import FakeQuant
-from tfopt.quantize.graph import Graph, Node, Ref
 from tfopt.quantize.island import FloatIsland
 from tfopt.quantize.layer import Unmasked
 from tfopt.quantize.steps import StepQuant

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfopt.graph import Node
 from tfopt.quantize import attention, recurrent, rules_elementwise, rules_shape
 from tfopt.quantize.activations import LINEAR as NONE
 from tfopt.quantize.activations import activation_of, by_function, is_keras
 from tfopt.quantize.convolve import LINEAR, TRANSPOSED
-from tfopt.quantize.graph import Node
 from tfopt.quantize.linear import QuantizedLinear, has_one_scale
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
 from tfopt.quantize.rules_elementwise import activate, activation

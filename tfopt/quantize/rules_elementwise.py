@@ -7,13 +7,13 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfopt.graph import Node, Ref
 from tfopt.quantize.activation_layers import QuantizedActivation, QuantizedPReLU
 from tfopt.quantize.activations import LINEAR as NONE
 from tfopt.quantize.activations import Activation, activation_of, clip
 from tfopt.quantize.activations import activation as activation_kind
 from tfopt.quantize.arithmetic import QuantizedArithmetic
 from tfopt.quantize.functions import FUNCTIONS
-from tfopt.quantize.graph import Node, Ref
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
 from tfopt.quantize.rules_shape import otherwise
 

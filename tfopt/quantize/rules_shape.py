@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfopt.quantize.graph import Node, Ref
+from tfopt.graph import Node, Ref
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
 from tfopt.quantize.upsample import QuantizedUpSampling2D
 
