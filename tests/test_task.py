@@ -218,3 +218,15 @@ def test_resnet8_has_the_weights_of_mlperf_tiny():
     assert kernels.count((3, 3, 16, 16)) == 2  # the published 78,666 count 240 biases before batch normalizations
     assert {(1, 1, 16, 32), (1, 1, 32, 64), (64, 10)} <= set(kernels)
     assert len([layer for layer in model.layers if isinstance(layer, layers.Add)]) == 3
+
+
+def test_rounded_probabilities_are_still_probabilities():
+    x, y = np.ones((40, 4), "float32"), np.arange(40) % 10
+    data = tfopt.from_arrays((x, y), batch_size=8)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(10, "softmax", kernel_initializer="zeros")])
+    aware = tfopt.quantize_aware(model)
+    tfopt.calibrate(aware, x)
+    # Ten times 26/256.
+    assert float(aware(x).numpy().sum(-1)[0]) == pytest.approx(1.015625)
+    assert task_of(aware, data).loss.from_logits is False
+    assert evaluate(aware, data)["loss"] == pytest.approx(np.log(10), abs=0.02)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfopt.clusters import Clustered
 from tfopt.config import Config, require_fraction
+from tfopt.patterns import Pattern
 
 Constraint = Callable[[Any], Any]
 
@@ -47,18 +48,21 @@ class Sparsity(Config):
 
     Args:
       targets: by variable path, the fraction of zeros promised, in [0, 1).
+      pattern: how these zeros lie; see `Pattern`.
 
     Raises:
-      ValueError: for a fraction outside [0, 1).
+      ValueError: for a fraction outside [0, 1), or an unknown pattern.
 
     >>> Sparsity({"dense/kernel": 0.8})
     Sparsity(targets={'dense/kernel': 0.8})
     """
 
     targets: Mapping[str, float]
+    pattern: str = "unstructured"
     kind: ClassVar[str] = "sparsity"
 
     def __post_init__(self) -> None:
+        Pattern(self.pattern)
         for path, sparsity in self.targets.items():
             require_fraction(f"the sparsity of {path!r}", sparsity)
 
@@ -73,10 +77,11 @@ class Sparsity(Config):
         broken = [f"{path}: the model has no such variable any more" for path in sorted(missing)]
         for variable in found:
             kernel, promised = keras.ops.convert_to_numpy(variable), self.targets[variable.path]
-            zeros = kernel.size - np.count_nonzero(kernel)
+            zeros = Pattern(self.pattern).structured_zeros(kernel)
             if zeros < zero_count(promised, kernel.size):
                 share = zeros / kernel.size
-                broken.append(f"{variable.path}: {promised:.4f} of zeros were promised, it has {share:.4f}")
+                where = "" if self.pattern == "unstructured" else f" in the pattern {self.pattern}"
+                broken.append(f"{variable.path}: {promised:.4f} of zeros were promised{where}, it has {share:.4f}")
         return broken
 
     def check_tflite(self, path: Any, model: keras.Model) -> list[str]:
@@ -96,11 +101,12 @@ class Sparsity(Config):
 
     def follow(self, renamed: Mapping[str, str]) -> "Sparsity":
         """The same promise for variables with new paths."""
-        return Sparsity({renamed.get(path, path): sparsity for path, sparsity in self.targets.items()})
+        targets = {renamed.get(path, path): sparsity for path, sparsity in self.targets.items()}
+        return Sparsity(targets, self.pattern)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `from_dict` makes the same promise."""
-        return {"kind": self.kind, "targets": dict(self.targets)}
+        return {"kind": self.kind, "targets": dict(self.targets), "pattern": self.pattern}
 
 
 class FixedMask:

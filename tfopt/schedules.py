@@ -128,6 +128,16 @@ def last_update(schedule: Any) -> int | None:
     return int(begin) if end == -1 or hasattr(schedule, "target_sparsity") else int(end)
 
 
+def final_sparsity(schedule: Any) -> float | None:
+    """The sparsity that a schedule ends at; None for one that does not tell its last step.
+
+    >>> final_sparsity(PolynomialDecay(0.0, 0.8, 0, 1000))
+    0.8
+    """
+    end = last_update(schedule)
+    return None if end is None else float(schedule(end)[1])
+
+
 def due_and_sparsity(schedule: Any, step: Any) -> tuple[Any, Any]:
     """(whether masks are renewed at the tensor `step`, as a bool tensor; the sparsity there).
 

@@ -1,4 +1,4 @@
-"""`PruningCallback`: magnitude pruning inside anyone's `model.fit`.
+"""`PruningCallback`: pruning inside anyone's `model.fit`.
 
 Masks are applied and renewed by constraints on the variables, inside the compiled step: they hold at every step,
 and fall due at the same steps whatever `steps_per_execution`, XLA, precision policy or strategy.
@@ -9,30 +9,40 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
-from tfopt.invariants import Constraints, Sparsity, replica_variable
-from tfopt.prune.magnitude import magnitude_mask, measure_sparsity
-from tfopt.prune.targets import prunable_variables
-from tfopt.schedules import check_plan, due_and_sparsity, last_update
-from tfopt.variables import LayerSelection
+from tfopt.config import require
+from tfopt.invariants import Constraints, Sparsity
+from tfopt.patterns import Pattern
+from tfopt.prune.magnitude import measure_sparsity
+from tfopt.prune.masks import CRITERIA, WATCHING, Criterion, MaskGroup
+from tfopt.prune.targets import Targets, find_targets
+from tfopt.schedules import check_plan, final_sparsity, last_update
 
 
 class PruningCallback(keras.callbacks.Callback):
-    """Sets the smallest weights to zero while a model trains, more and more of them as a schedule says.
+    """Sets the least weights to zero while a model trains, more and more of them as a schedule says.
 
     Step 0 of the schedule is where the optimizer stands when the callback is first used; the schedule goes on
     in later `fit` calls with the same callback, and after `keras.callbacks.BackupAndRestore`. The masks stay in
     force in this model after training. `.sparsity` then tells what was reached, `.invariant` the promise.
 
     Args:
-      schedule: `PolynomialDecay`, `ConstantSparsity`, or any TFMOT PruningSchedule.
-      layers: names of layers, or a predicate over layers; None: every prunable layer.
+      schedule: `PolynomialDecay`, `ConstantSparsity`, or any TFMOT PruningSchedule. All at once, and once for all:
+        `ConstantSparsity(0.8, begin_step=0, end_step=0)`.
+      pattern: where zeros may lie: "unstructured"; "2:4" and other N:M, which leave N of M weights of an output; or
+        blocks of inputs x outputs such as "1x4". See `tfopt.patterns.Pattern`.
+      layers: names of layers, or a predicate over layers, or the final sparsity by the name of a layer; None: every
+        prunable layer.
+      criterion: which weights go first. "magnitude": the smallest of each layer. "global_magnitude": the smallest of
+        all layers together, so that layers end at different sparsities. "movement": those that moved towards zero
+        since training began. "taylor": those whose steps changed the loss least, |w * gradient| as the optimizer's
+        step shows it. "random": any, as the control that the others must beat.
 
     Raises:
       TypeError: the schedule is no schedule.
-      ValueError: before the first step, where nothing can be pruned or the planned steps end before the schedule.
+      ValueError: before the first step, where nothing can be pruned, the pattern does not fit, or the planned steps
+        end before the schedule.
       RuntimeError: after training, where it was stopped before the schedule's end.
 
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")], name="net")
@@ -44,17 +54,24 @@ class PruningCallback(keras.callbacks.Callback):
     {'net/head/kernel': 0.75}
     """
 
-    def __init__(self, schedule: Any, layers: LayerSelection = None) -> None:
+    def __init__(
+        self,
+        schedule: Any,
+        pattern: str = "unstructured",
+        layers: Targets = None,
+        criterion: Criterion = "magnitude",
+    ) -> None:
         super().__init__()
         if not callable(schedule):
             raise TypeError(
                 f"schedule must be a PolynomialDecay, a ConstantSparsity or a TFMOT PruningSchedule, "
                 f"received {schedule!r}"
             )
-        self.schedule = schedule
-        self.layers = layers
+        self.schedule, self.pattern = schedule, Pattern(pattern)
+        self.layers, self.criterion = layers, criterion
+        check_method(self.schedule, self.pattern, layers, criterion)
         self.skipped: list[dict[str, str]] = []
-        self._masks: list[ScheduledMask] = []
+        self._group: MaskGroup | None = None
         self._pruned_model: keras.Model | None = None
         self._restored: Mapping[str, np.ndarray] | None = None
         self._started = False
@@ -62,12 +79,14 @@ class PruningCallback(keras.callbacks.Callback):
     @property
     def sparsity(self) -> dict[str, float]:
         """The fraction of zeros that each pruned variable has now, by its path."""
-        return {mask.variable.path: measure_sparsity(mask.variable) for mask in self._masks}
+        return {each.path: measure_sparsity(each) for each in self._variables}
 
     @property
     def invariant(self) -> Sparsity:
-        """The promise that the zeros of the pruned variables stay."""
-        return Sparsity(self.sparsity)
+        """The promise that the zeros of the pruned variables stay, in their pattern."""
+        kernels = {each.path: keras.ops.convert_to_numpy(each) for each in self._variables}
+        shares = {path: self.pattern.structured_zeros(kernel) / kernel.size for path, kernel in kernels.items()}
+        return Sparsity(shares, self.pattern.text)
 
     def set_model(self, model: keras.Model) -> None:
         """Attaches a constraint to each variable to prune."""
@@ -75,13 +94,18 @@ class PruningCallback(keras.callbacks.Callback):
         self._started = False
         if model is self._pruned_model:
             return
-        variables, self.skipped = prunable_variables(model, self.layers)
+        variables, finals, self.skipped = find_targets(model, self.layers, self.pattern)
+        whole = final_sparsity(self.schedule)
+        shares = [1.0 if final is None else final / float(whole or 1.0) for final in finals]
         # A checkpoint may have been restored already, with the optimizer's count of steps.
         origin = int(self._restored["origin"]) if self._restored else _iterations(model)
-        self._masks = [ScheduledMask(variable, self.schedule, model, origin) for variable in variables]
-        for mask in self._masks:
-            own = mask.variable.constraint
-            mask.variable.constraint = mask if own is None else Constraints([own, mask])
+        together = self.criterion == "global_magnitude"
+        self._group = MaskGroup(
+            variables, self.schedule, _step_counter(model), origin, self.pattern, self.criterion, together, shares
+        )
+        for index, variable in enumerate(variables):
+            mask, own = self._group.constraint(index), variable.constraint
+            variable.constraint = mask if own is None else Constraints([own, mask])
         self._pruned_model = model
         # A training step traced by an earlier fit knows nothing of the constraints.
         model.train_function = None
@@ -95,17 +119,14 @@ class PruningCallback(keras.callbacks.Callback):
         steps = self.params.get("steps")
         if steps is not None:
             check_plan(self.schedule, self._step() + (self.params["epochs"] - epoch) * steps)
-        saved = self._restored or {}
-        for index, mask in enumerate(self._masks):
-            mask.start(self._step(), saved.get(str(index)))
+        self._masks.start(self._step(), self._restored or {})
         self._restored = None
 
     def on_train_end(self, logs: Any = None) -> None:
         """Checks that the schedule reached its end and that every mask holds."""
         end, step = last_update(self.schedule), self._step()
-        for mask in self._masks:
-            # An averaging optimizer overwrites the weights when training ends.
-            mask.apply()
+        # An averaging optimizer overwrites the weights when training ends.
+        self._masks.apply()
         if end is None or step >= end:
             return
         if isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer) and not self.model.stop_training:
@@ -113,8 +134,7 @@ class PruningCallback(keras.callbacks.Callback):
                 "%d of the planned steps were skipped by loss scaling; the last pruning update is made now",
                 end - step,
             )
-            for mask in self._masks:
-                mask.renew(float(self.schedule(end)[1]))
+            self._masks.renew(float(self.schedule(end)[1]))
             return
         raise RuntimeError(
             f"training ended after {step} steps, the pruning schedule only at step {end}: the sparsity is "
@@ -124,62 +144,55 @@ class PruningCallback(keras.callbacks.Callback):
 
     def state(self) -> dict[str, np.ndarray]:
         """The masks and the first step, for a checkpoint."""
-        masks = {str(index): mask.mask.numpy() for index, mask in enumerate(self._masks)}
-        return {"origin": np.array(self._masks[0].origin), **masks}
+        return self._masks.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Takes up what `state` gave when training starts."""
         self._restored = state
 
+    @property
+    def _masks(self) -> MaskGroup:
+        assert self._group is not None
+        return self._group
+
+    @property
+    def _variables(self) -> list[keras.Variable]:
+        return [] if self._group is None else self._group.variables
+
     def _step(self) -> int:
-        return _iterations(self.model) - self._masks[0].origin
+        return _iterations(self.model) - self._masks.origin
 
 
-class ScheduledMask:
-    """A constraint that multiplies a variable by a mask and renews the mask when the schedule says so."""
+def check_method(schedule: Any, pattern: Pattern, layers: Targets, criterion: str) -> None:
+    """Checks that schedule, pattern, targets and criterion go together.
 
-    def __init__(self, variable: keras.Variable, schedule: Any, model: keras.Model, origin: int) -> None:
-        self.variable, self.schedule, self.origin = variable, schedule, origin
-        self.iterations = _step_counter(model)
-        self.mask = replica_variable(np.ones(variable.shape), variable)
-
-    def __call__(self, value: Any) -> tf.Tensor:
-        """The masked value; called by the optimizer at the end of each step."""
-        value = tf.convert_to_tensor(value)
-        # Constraints run before the optimizer counts the step they belong to.
-        step = tf.cast(self.iterations, tf.int64) + 1 - self.origin
-        due, sparsity = due_and_sparsity(self.schedule, step)
-
-        def renew() -> tf.Tensor:
-            mask = magnitude_mask(value, sparsity, tf.convert_to_tensor(self.mask))
-            self.mask.assign(mask)
-            return mask
-
-        mask = tf.cond(due, renew, lambda: tf.convert_to_tensor(self.mask))
-        return value * tf.cast(mask, value.dtype)
-
-    def start(self, step: int, saved: np.ndarray | None) -> None:
-        """Finds the mask in force after `step` steps, and applies it to the variable."""
-        weights = keras.ops.convert_to_numpy(self.variable)
-        if saved is not None:
-            self.mask.assign(saved)
-        elif step > getattr(self.schedule, "begin_step", 0):
-            # Weights restored in the middle of a schedule carry their mask as zeros.
-            self.mask.assign((weights != 0).astype("float32"))
-        due, sparsity = due_and_sparsity(self.schedule, tf.constant(step, tf.int64))
-        if bool(due):
-            self.renew(float(sparsity))
-        else:
-            self.apply()
-
-    def renew(self, sparsity: float) -> None:
-        """Brings the variable to a sparsity now, outside of a training step."""
-        self.mask.assign(magnitude_mask(self.variable, sparsity, self.mask.numpy()))
-        self.apply()
-
-    def apply(self) -> None:
-        """Sets the masked weights to zero now, outside of a training step."""
-        self.variable.assign(keras.ops.convert_to_numpy(self.variable) * self.mask.numpy())
+    Raises:
+      ValueError: they do not; says what would.
+    """
+    require(criterion in CRITERIA, f"criterion must be one of {', '.join(CRITERIA)}; received {criterion!r}")
+    final, fixed = final_sparsity(schedule), pattern.fixed_sparsity
+    require(
+        fixed is None or final is None or abs(final - fixed) < 1e-6,
+        f"pattern {pattern.text} ends at a sparsity of {fixed}, the schedule at {final}: make them equal",
+    )
+    require(
+        fixed is None or (criterion != "global_magnitude" and not isinstance(layers, Mapping)),
+        f"pattern {pattern.text} has a sparsity of {fixed} in every layer: it takes neither a sparsity by layer nor "
+        "global_magnitude",
+    )
+    if isinstance(layers, Mapping):
+        require(
+            criterion != "global_magnitude",
+            "global_magnitude finds each layer's sparsity itself: give layers as a list of names, or take magnitude",
+        )
+        require(
+            bool(final),
+            "a sparsity by layer needs a schedule that tells its final sparsity, above 0 (begin_step and end_step)",
+        )
+    require(
+        criterion not in WATCHING or getattr(schedule, "begin_step", 1) > 0,
+        f"{criterion} has seen nothing at step 0: let the schedule begin later, after an epoch for instance",
+    )
 
 
 def _step_counter(model: keras.Model) -> keras.Variable:

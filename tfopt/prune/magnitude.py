@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfopt.patterns import Pattern, pattern_mask
+
 
 def magnitude_mask(weights: Any, sparsity: Any, mask: Any = None) -> Any:
     """Marks the weights to keep: all but the smallest by magnitude.
@@ -26,18 +28,7 @@ def magnitude_mask(weights: Any, sparsity: Any, mask: Any = None) -> Any:
     >>> ops.convert_to_numpy(magnitude_mask([3.0, -1.0, 2.0, 0.5], 0.5)).tolist()
     [1.0, 0.0, 1.0, 0.0]
     """
-    weights = ops.convert_to_tensor(weights)
-    magnitude = ops.cast(ops.abs(ops.reshape(weights, (-1,))), "float32")
-    if mask is not None:
-        # Removed weights rank below every kept one, and among themselves by magnitude.
-        kept = ops.reshape(mask, (-1,)) > 0
-        magnitude = ops.where(kept, magnitude, magnitude - 2 * ops.max(magnitude) - 1)
-    size = magnitude.shape[0]
-    removed = ops.cast(ops.round(ops.cast(sparsity, "float64") * size), "int32")
-    order = ops.argsort(magnitude)
-    keep_by_rank = ops.cast(ops.arange(size, dtype="int32") >= removed, "float32")
-    flat = ops.scatter(ops.expand_dims(order, 1), keep_by_rank, (size,))
-    return ops.reshape(flat, weights.shape)
+    return pattern_mask(ops.abs(ops.convert_to_tensor(weights)), sparsity, Pattern(), mask)
 
 
 def measure_sparsity(weights: Any) -> float:

@@ -15,6 +15,7 @@ from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Cosine, Fit
 from tfopt.train.loop import train
 from tfopt.train.stage import validate_training
+from tfopt.train.task import task_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -68,6 +69,8 @@ class QuantizeAware(Stage):
         data, policies = work.need_data(), {layer.compute_dtype for layer in work.need_model()._flatten_layers()}
         ready = self._rewrite(work)
         aware = ready.need_model()
+        # What the float model is trained for: rounded probabilities no longer add up to 1.
+        task_of(work.need_model(), data).compile(aware, jit_compile=False)
         calibrate(aware, data)
         # Whole epochs: so the same step begins it whatever steps_per_execution is.
         fixed = min(math.ceil(self.freeze * self.epochs), self.epochs - 1)
