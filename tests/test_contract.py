@@ -39,6 +39,7 @@ STAGES = {
     "LoadModel": Row(tfopt.LoadModel("handed-over.keras"), changes=True, idempotent=True),
     "Train": Row(tfopt.Train(2, FIT), changes=True),
     "Prune": Row(tfopt.Prune(0.5, 2, tfopt.ConstantSparsity(0.5, 2), fit=FIT), changes=True),
+    "Cluster": Row(tfopt.Cluster(8, 2, fit=FIT), changes=True),
     "QuantizeAware": Row(tfopt.QuantizeAware(2, fit=FIT), changes=True),
     "ExportTFLite": Row(EXPORT, before=(TRAIN,), idempotent=True),
     "Benchmark": Row(tfopt.Benchmark(runs=3, warmup=1), before=(TRAIN, EXPORT), idempotent=True),

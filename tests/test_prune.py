@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as arrays
 
 import tfopt
 from tests.conftest import blobs, small_model
+from tfopt.kernels import select_kernels
 from tfopt.prune.magnitude import magnitude_mask, measure_sparsity
-from tfopt.prune.targets import prunable_variables
 
 KERNELS = {"conv/kernel": 144, "hidden/kernel": 1536, "out/kernel": 36}
 
@@ -246,20 +246,20 @@ def test_targets_leave_out_depthwise_and_frozen_layers_with_the_reason():
             layers.Dense(2, name="head"),
         ]
     )
-    variables, skipped = prunable_variables(model)
+    variables, skipped = select_kernels(model)
     assert [each.path.split("/", 1)[-1] for each in variables] == ["separable/pointwise_kernel", "head/kernel"]
     reasons = {each["layer"]: each["reason"] for each in skipped}
-    assert "select the layer by name" in reasons["depthwise"]
+    assert "in layers selected by name" in reasons["depthwise"]
     assert reasons["frozen"] == "not trainable"
-    by_name, _ = prunable_variables(model, ["depthwise"])
+    by_name, _ = select_kernels(model, ["depthwise"])
     assert [each.path.split("/", 1)[-1] for each in by_name] == ["depthwise/kernel"]
-    predicate, _ = prunable_variables(model, lambda layer: isinstance(layer, layers.Dense))
+    predicate, _ = select_kernels(model, lambda layer: isinstance(layer, layers.Dense))
     assert len(predicate) == 1
 
 
 def test_embeddings_and_recurrent_kernels_are_pruned():
     model = keras.Sequential([keras.Input((5,)), keras.layers.Embedding(20, 4), keras.layers.GRU(3)])
-    assert sorted(each.name for each in prunable_variables(model)[0]) == ["embeddings", "kernel", "recurrent_kernel"]
+    assert sorted(each.name for each in select_kernels(model)[0]) == ["embeddings", "kernel", "recurrent_kernel"]
 
 
 def test_bad_input_is_refused_before_the_first_step():

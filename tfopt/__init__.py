@@ -1,6 +1,8 @@
 """tfopt: makes Keras 3 models smaller and faster, down to a verified LiteRT file."""
 
 from tfopt.chain import run, validate
+from tfopt.cluster.callback import ClusteringCallback
+from tfopt.cluster.stage import Cluster
 from tfopt.clusters import Clustered
 from tfopt.data import Data, as_data, from_arrays, from_tfds
 from tfopt.data.stage import LoadTFDS
@@ -30,7 +32,9 @@ from tfopt.train.stage import Build, LoadModel, Train
 __all__ = [
     "Benchmark",
     "Build",
+    "Cluster",
     "Clustered",
+    "ClusteringCallback",
     "ConstantSparsity",
     "Cosine",
     "Data",

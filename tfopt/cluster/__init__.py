@@ -1,0 +1,1 @@
+"""Clustering: kernels with few different values."""
