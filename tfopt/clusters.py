@@ -50,7 +50,12 @@ class Clustered(Config):
         return broken
 
     def check_tflite(self, path: Any, model: keras.Model) -> list[str]:
-        """The variables whose clusters are not found in any weight tensor of the file, in their places."""
+        """The variables whose clusters are not found in any weight tensor of the file, in their places.
+
+        Of a quantization-aware model they are clusters of the whole tensor's integers; of others, whose channels are
+        scaled one by one on the way to the file, clusters of each channel.
+        """
+        from tfopt.quantize.frozen import is_quantized
         from tfopt.tflite.match import missing_clusters
 
         kernels = {
@@ -60,7 +65,7 @@ class Clustered(Config):
         }
         return [
             f"{name}: no tensor of the file has its {len(np.unique(kernels[name]))} clusters in their places"
-            for name in missing_clusters(path, kernels)
+            for name in missing_clusters(path, kernels, by_channel=not is_quantized(model))
         ]
 
     def follow(self, renamed: Mapping[str, str]) -> "Clustered":

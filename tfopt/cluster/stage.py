@@ -9,6 +9,7 @@ import numpy as np
 from tfopt.cluster.callback import ClusteringCallback, check_method, clustered_variables
 from tfopt.cluster.centroids import Initialization
 from tfopt.clusters import Clustered
+from tfopt.order import require_order
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Cosine, Fit
 from tfopt.train.loop import train
@@ -51,6 +52,7 @@ class Cluster(Stage):
     def validate(self, work: Work) -> Work:
         """Checks that there is something to cluster."""
         validate_training(work, self.epochs, self.fit)
+        require_order(work, "clusters")
         variables, _ = self._variables(work.need_model())
         sizes = {each.path: self.number_of_clusters * (each.shape[-1] if self.per_channel else 1) for each in variables}
         return work.replace(invariants=(*work.invariants, Clustered(sizes)), trained=True)

@@ -10,6 +10,7 @@ import keras
 
 from tfopt.config import require, require_fraction
 from tfopt.invariants import Sparsity
+from tfopt.order import require_order
 from tfopt.patterns import Pattern
 from tfopt.prune.callback import PruningCallback, check_method
 from tfopt.prune.masks import WATCHING, Criterion
@@ -87,6 +88,7 @@ class Prune(Stage):
                 f"final_sparsity is {self.target}, but the schedule ends at {reached}: make them equal",
             )
         promise = self._promise(work.need_model())
+        require_order(work, "zeros", promise.targets)
         return work.replace(invariants=(*work.invariants, promise), trained=True)
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:

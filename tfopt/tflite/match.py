@@ -46,7 +46,9 @@ def missing_zero_patterns(path: str | os.PathLike[str], kernels: Mapping[str, np
     return [name for name, kernel in kernels.items() if not (found(kernel == 0) or found_in_parts(kernel == 0))]
 
 
-def missing_clusters(path: str | os.PathLike[str], kernels: Mapping[str, np.ndarray]) -> list[str]:
+def missing_clusters(
+    path: str | os.PathLike[str], kernels: Mapping[str, np.ndarray], by_channel: bool = False
+) -> list[str]:
     """The kernels whose clusters are not found in any weight tensor of the file, in their places.
 
     Found means that where the kernel has one value, the file has one value: or, as a BatchNormalization with a
@@ -55,6 +57,8 @@ def missing_clusters(path: str | os.PathLike[str], kernels: Mapping[str, np.ndar
     Args:
       path: of the .tflite file.
       kernels: arrays of any shape, by a name of the caller's choice.
+      by_channel: whether one value in each channel is enough: a folded BatchNormalization multiplies channels, and
+        post-training quantization gives each a scale of its own.
 
     Returns:
       The names of those not found.
@@ -64,6 +68,8 @@ def missing_clusters(path: str | os.PathLike[str], kernels: Mapping[str, np.ndar
     def found(members: np.ndarray) -> bool:
         return any(
             _one_value_each(arranged.ravel(), tensor.ravel())
+            # Channels are the first axis of a file's tensors, of depthwise ones the last.
+            or (by_channel and any(_one_value_each_by(arranged, tensor, axis) for axis in (0, -1)))
             for tensor in stored
             if tensor.size == members.size
             for arranged in _arrangements(members, tensor.shape)
@@ -80,6 +86,12 @@ def _one_value_each(members: np.ndarray, values: np.ndarray) -> bool:
     first = np.zeros(members.max() + 1)
     first[members] = values
     return bool((first[members] == values).all())
+
+
+def _one_value_each_by(members: np.ndarray, values: np.ndarray, axis: int) -> bool:
+    """Whether all values of a cluster within one slice along an axis are equal."""
+    slices = np.moveaxis(members, axis, 0), np.moveaxis(values, axis, 0)
+    return all(_one_value_each(each.ravel(), found.ravel()) for each, found in zip(*slices, strict=True))
 
 
 def _arrangements(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:

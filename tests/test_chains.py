@@ -1,0 +1,65 @@
+"""Techniques one after the other, in every order: promises kept down to the integers, or refused before training."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+import tfopt
+from tests.conftest import small_model
+from tests.test_patterns import weights_in
+
+FIT = tfopt.Fit(3e-3)
+STAGES = {
+    "Prune": tfopt.Prune(0.5, 1, fit=FIT),
+    "Cluster": tfopt.Cluster(8, 1, fit=FIT),
+    "QuantizeAware": tfopt.QuantizeAware(1, fit=FIT),
+}
+REFUSED = {
+    ("Cluster", "Prune"): "put Prune before Cluster",
+    ("QuantizeAware", "Cluster"): "Put Cluster before QuantizeAware",
+    ("QuantizeAware", "QuantizeAware"): "already",
+}
+
+
+def chain(names, data, folder):
+    quantized = "QuantizeAware" in names
+    export = tfopt.ExportTFLite() if quantized else tfopt.ExportTFLite("int8", max_drop=1.0)
+    stages = [tfopt.Train(1, FIT), *(STAGES[name] for name in names), export]
+    return tfopt.run(stages, tfopt.Work(small_model(), data, folder))
+
+
+def check(names, work):
+    """Reads the promises from the file itself."""
+    assert all(promise.check(work.model) == [] for promise in work.invariants)
+    stored = weights_in(work.report.artefacts["tflite"]["path"])
+    assert sorted(each.size for each in stored) == [36, 144, 1536]
+    for tensor in stored:
+        if "Prune" in names:
+            assert (tensor == 0).mean() >= 0.5
+        # Post-training scales by channel make more integers of as many clusters; the trained ones do not.
+        if "Cluster" in names and "QuantizeAware" in names:
+            assert len(np.unique(np.abs(tensor))) <= 8
+
+
+@pytest.mark.parametrize("names", itertools.product(STAGES, STAGES), ids="-".join)
+def test_pairs(names, data, tmp_path):
+    if names in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[names]):
+            chain(names, data, tmp_path)
+        # Not even the first stage has trained.
+        assert not list(tmp_path.glob("01-*"))
+        return
+    check(names, chain(names, data, tmp_path))
+
+
+def test_prune_cluster_and_quantize(data, tmp_path):
+    names = ("Prune", "Cluster", "QuantizeAware")
+    work = chain(names, data, tmp_path)
+    check(names, work)
+    assert [promise.kind for promise in work.invariants] == ["sparsity", "clustered"]
+    for kernel in (each for each in work.model.weights if each.name == "kernel"):
+        values = keras.ops.convert_to_numpy(kernel)
+        assert (values == 0).mean() >= 0.5
+        assert len(np.unique(values)) <= 8
