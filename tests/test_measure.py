@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import zstandard
 from keras import layers
 
 from tfopt.measure.file import measure_tflite
@@ -85,6 +86,7 @@ def test_file_figures(files, tmp_path):
         content = file.read()
     assert measured.bytes == len(content)
     assert measured.gzip_bytes == len(gzip.compress(content, 9, mtime=0)) < measured.bytes
+    assert measured.zstd_bytes == len(zstandard.compress(content, 19)) < measured.bytes
     assert measured.ops == {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "MEAN": 1, "FULLY_CONNECTED": 1}
     assert measured.float_ops == list(measured.ops)
     assert files["int8"].float_ops == []

@@ -130,7 +130,7 @@ def test_markdown_tables_have_all_rows_and_columns():
     rendered = _rendered(markdown.render(digits()))
     tables = re.findall(r"<table>.*?</table>", rendered, re.DOTALL)
     assert tables[0].count("<tr>") == 4
-    assert tables[0].count("<td>") == 3 * 9
+    assert tables[0].count("<td>") == 3 * 10
     assert words.steps(digits().chain)[0] in html.unescape(rendered)
     assert "first layer: 72 weights, too few to gain from pruning" in rendered
 
@@ -143,7 +143,7 @@ def test_markdown_shows_names_as_they_are():
     assert found.texts.count(line) >= 3
     assert f"<h1>{html.escape(line, quote=True)}</h1>".replace("&#x27;", "'") in rendered
     row = re.search(r"<tr>\s*<td>.*?</tr>", rendered, re.DOTALL)[0]
-    assert row.count("<td>") == 9
+    assert row.count("<td>") == 10
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ class Benchmark(Stage):
             if exported:
                 row = {"variant": f"{exported['quantization']} file", "accuracy": exported["accuracy"]}
                 row |= {"bytes": exported["bytes"], "gzip_bytes": exported["gzip_bytes"]}
+                row |= {"zstd_bytes": exported["zstd_bytes"]}
                 row |= {"sparsity": exported["total_sparsity"]}
                 files.append((row, pathlib.Path(exported["path"])))
             latencies = measure_latencies(
@@ -101,5 +102,6 @@ def _size(measured: Measurement) -> dict[str, Any]:
     return {
         "bytes": measured.bytes,
         "gzip_bytes": measured.gzip_bytes,
+        "zstd_bytes": measured.zstd_bytes,
         "sparsity": measured.total_sparsity,
     }

@@ -81,13 +81,14 @@ def chain_table(report: Report) -> Markup | None:
                 units.share(row.get("sparsity")),
             ]
         )
-    heads = ["Variant", "Accuracy", "Bytes", "Gzip bytes", "Latency, ms", "p90, ms", "Zeros"]
-    return table(heads, rows, caption=_conditions(report), numbers=6)
+    heads = ["Variant", "Accuracy", "Bytes", "Gzip bytes", "Zstd bytes", "Latency, ms", "p90, ms", "Zeros"]
+    return table(heads, rows, caption=_conditions(report), numbers=7)
 
 
 _COLUMNS: dict[str, Callable[[float | None], str]] = {
     "bytes": units.count,
     "gzip_bytes": units.count,
+    "zstd_bytes": units.count,
     "median_ms": units.milliseconds,
     "p90_ms": units.milliseconds,
 }

@@ -73,8 +73,9 @@ class Report(Record):
       environment: what `describe_environment` returns.
       stages: one entry for each stage, in order.
       chain: one row for each variant measured, in order: "variant" (its name), and where measured
-        "accuracy" and "sparsity" (fractions), "bytes" and "gzip_bytes", "median_ms" and "p90_ms".
-      artefacts: the files made: `{"tflite": {"path", "bytes", "gzip_bytes", "ops", "float_ops",
+        "accuracy" and "sparsity" (fractions), "bytes", "gzip_bytes" and "zstd_bytes", "median_ms" and
+        "p90_ms".
+      artefacts: the files made: `{"tflite": {"path", "bytes", "gzip_bytes", "zstd_bytes", "ops", "float_ops",
         "flex_ops", "accuracy", "parity", "latency"}}`.
 
     Raises:
