@@ -41,6 +41,7 @@ STAGES = {
     "Prune": Row(tfopt.Prune(0.5, 2, tfopt.ConstantSparsity(0.5, 2), fit=FIT), changes=True),
     "Cluster": Row(tfopt.Cluster(8, 2, fit=FIT), changes=True),
     "QuantizeAware": Row(tfopt.QuantizeAware(2, fit=FIT), changes=True),
+    "AnalyzeSensitivity": Row(tfopt.AnalyzeSensitivity(levels=(0.5,), examples=20), before=(TRAIN,), idempotent=True),
     "ExportTFLite": Row(EXPORT, before=(TRAIN,), idempotent=True),
     "Benchmark": Row(tfopt.Benchmark(runs=3, warmup=1), before=(TRAIN, EXPORT), idempotent=True),
 }

@@ -1,6 +1,10 @@
 """tfopt: makes Keras 3 models smaller and faster, down to a verified LiteRT file."""
 
+from tfopt.analyze.result import Sensitivity
+from tfopt.analyze.sensitivity import sensitivity
+from tfopt.analyze.stage import AnalyzeSensitivity
 from tfopt.chain import run, validate
+from tfopt.channels.prune import prune_channels
 from tfopt.cluster.callback import ClusteringCallback
 from tfopt.cluster.stage import Cluster
 from tfopt.clusters import Clustered
@@ -30,6 +34,7 @@ from tfopt.train.fit import Cosine, Fit
 from tfopt.train.stage import Build, LoadModel, Train
 
 __all__ = [
+    "AnalyzeSensitivity",
     "Benchmark",
     "Build",
     "Cluster",
@@ -50,6 +55,7 @@ __all__ = [
     "PruningCallback",
     "QuantizeAware",
     "Report",
+    "Sensitivity",
     "Sparsity",
     "Stage",
     "Train",
@@ -64,9 +70,11 @@ __all__ = [
     "measure_latency",
     "measure_tflite",
     "models",
+    "prune_channels",
     "quantize_aware",
     "run",
     "run_recipe",
+    "sensitivity",
     "validate",
     "verify_tflite",
 ]

@@ -106,6 +106,7 @@ class Outcome:
     skipped: Sequence[Mapping[str, str]] = ()
     history: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    sensitivity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -171,6 +172,7 @@ class Stage(Config):
                 history={key: list(values) for key, values in outcome.history.items()},
                 sparsity=invariants.measure_sparsity(model) if changed_model and after.invariants else {},
                 notes=list(outcome.notes),
+                sensitivity=dict(outcome.sensitivity),
             )
             after = after.replace(report=after.report.add(entry))
             write_stage(temporary, after, save_model=changed_model)

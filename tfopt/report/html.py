@@ -169,6 +169,10 @@ def _plots(report: Report) -> Markup | None:
         target = next((each for each in reversed(targets) if each is not None), None)
         bars = plots.sparsity_by_layer(sparse[-1].sparsity, target)
         figures.append(_figure("Zeros by layer", bars, f"After {sparse[-1].name}."))
+    for stage in report.stages:
+        if stage.sensitivity:
+            title = f"Sensitivity: {stage.sensitivity['metric']} by {stage.sensitivity['kind']} of one layer"
+            figures.append(_figure(title, plots.sensitivity_by_layer(stage.sensitivity)))
     drawn = [each for each in figures if each]
     return element("div", *drawn, class_="plots") if drawn else None
 

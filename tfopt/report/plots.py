@@ -109,6 +109,59 @@ def sparsity_by_layer(sparsity: Mapping[str, float | None], target: float | None
     return svg.getvalue()
 
 
+def sensitivity_by_layer(found: Mapping[str, Any]) -> str:
+    """The metric at each level of each layer, as a grid of figures, in the model's order.
+
+    Args:
+      found: "kind", "metric", "baseline" and "values": by layer, the metric by level.
+
+    Returns:
+      An SVG element; an empty string where there is nothing to draw.
+    """
+    values = found["values"]
+    if not values:
+        return ""
+    levels = sorted({level for row in values.values() for level in row}, key=float, reverse=found["kind"] == "bits")
+    is_accuracy = found["metric"] == "accuracy"
+    scale = 100.0 if is_accuracy else 1.0
+    with _figure("sensitivity", 1.1 + 0.24 * len(values)) as (figure, svg):
+        axes = figure.subplots()
+        for row, (_, metrics) in enumerate(values.items()):
+            for column, level in enumerate(levels):
+                metric = metrics.get(level)
+                if metric is None:
+                    continue
+                worse = (found["baseline"] - metric) * (1 if is_accuracy else -1)
+                # The deeper the colour, the more it costs: full at ten points, or at the loss doubled.
+                full = 0.1 if is_accuracy else abs(found["baseline"]) or 1.0
+                depth = min(max(worse / full, 0.0), 1.0)
+                axes.barh(row, 0.96, left=column + 0.02, height=0.9, color=ORANGE, alpha=0.08 + 0.62 * depth)
+                axes.text(
+                    column + 0.5,
+                    row,
+                    f"{scale * metric:.1f}" if is_accuracy else f"{metric:.3f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                )
+        axes.set(xlim=(0, len(levels)), ylim=(len(values) - 0.5, -0.5))
+        axes.set_xticks(
+            [column + 0.5 for column in range(len(levels))], [_level(found["kind"], each) for each in levels]
+        )
+        axes.set_yticks(range(len(values)), [labels.shortened(name, 38) for name in values])
+        axes.tick_params(length=0)
+        axes.set_xlabel(
+            f"{found['kind']}; the whole model has {scale * found['baseline']:.4g}{' %' if is_accuracy else ''}"
+        )
+        for side in ("left", "bottom"):
+            axes.spines[side].set_visible(False)
+    return svg.getvalue()
+
+
+def _level(kind: str, level: Any) -> str:
+    return f"{float(level):g} bits" if kind == "bits" else units.share(float(level))
+
+
 def training_curves(histories: Sequence[tuple[str, Mapping[str, Sequence[float | None]]]]) -> str:
     """Loss and accuracy per epoch through all training stages, their boundaries marked.
 

@@ -31,6 +31,7 @@ class StageEntry(Record):
       history: metric name to one number for each epoch.
       sparsity: "layer/kernel" to its fraction of zeros, in [0, 1].
       notes: sentences for the reader.
+      sensitivity: what `AnalyzeSensitivity` found: "kind", "metric", "baseline" and "values" by layer and level.
 
     Raises:
       TypeError: for a value that has no JSON form.
@@ -50,6 +51,7 @@ class StageEntry(Record):
     history: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
     sparsity: dict[str, float] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    sensitivity: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _make_plain(self)

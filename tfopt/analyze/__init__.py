@@ -1,0 +1,1 @@
+"""Sensitivity: what each layer alone costs when it is made smaller."""

@@ -1,0 +1,137 @@
+"""`sensitivity`: changes one layer at a time and evaluates the model."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt.analyze.result import LEVELS, Kind, Sensitivity
+from tfopt.channels.plan import plan_channels
+from tfopt.channels.prune import prune_channels
+from tfopt.config import require, require_fraction
+from tfopt.data import as_data
+from tfopt.kernels import select_kernels
+from tfopt.progress import current_bar
+from tfopt.prune.magnitude import magnitude_mask
+from tfopt.quantize.convolve import channel_axes
+from tfopt.quantize.integers import to_integers, weight_scales
+from tfopt.train.task import task_of
+from tfopt.variables import LayerSelection, owned_variables, select_layers
+
+_Variant = tuple[str, float, Callable[[], keras.Model]]
+
+
+def sensitivity(
+    model: keras.Model,
+    data: Any,
+    kind: Kind = "sparsity",
+    levels: Sequence[float] | None = None,
+    layers: LayerSelection = None,
+    examples: int = 1000,
+) -> Sensitivity:
+    """Measures what each layer alone costs when it is pruned, narrowed or rounded, without training.
+
+    Args:
+      model: a trained Keras model; unchanged afterwards.
+      data: what it was trained for; examples of the validation split are used.
+      kind: "sparsity": the smallest weights of each kernel become zero. "ratio": channels are removed, of a functional
+        or Sequential model. "bits": weights are rounded to integers, a scale for each channel.
+      levels: what is tried on each layer: fractions in [0, 1), or bits of 2 to 8; None: (0.5, 0.7, 0.8, 0.9),
+        (0.125, 0.25, 0.5, 0.75) and (8, 4).
+      layers: names of layers, or a predicate over layers; None: all that can be changed.
+      examples: how many the model is evaluated on at most, at least 1. The noise of an accuracy is about
+        sqrt(accuracy * (1 - accuracy) / examples).
+
+    Raises:
+      ValueError: for values out of range, and where no layer can be changed.
+
+    Source: Li et al., Pruning Filters for Efficient ConvNets, 2017, arXiv:1608.08710, section 3.2.
+
+    >>> x = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+    >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2, "softmax")])
+    >>> sensitivity(net, (x, (x[:, 0] > 0).astype(int)), levels=[0.5]).kind
+    'sparsity'
+    """
+    require(kind in LEVELS, f"kind must be one of {', '.join(LEVELS)}; received {kind!r}")
+    levels = sorted(LEVELS[kind] if levels is None else levels)
+    require(bool(levels), "levels is empty: give at least one")
+    for level in levels:
+        if kind == "bits":
+            require(
+                level == int(level) and 2 <= level <= 8, f"bits must be whole numbers from 2 to 8, received {level!r}"
+            )
+        else:
+            require_fraction(f"a level of {kind}", level)
+    require(examples >= 1, f"examples must be at least 1, received {examples!r}")
+    known = as_data(data)
+    task = task_of(model, known)
+    # In memory, as it is read for each variant.
+    (taken,) = known.batches("validation").unbatch().take(examples).batch(examples)
+    batches = tf.data.Dataset.from_tensor_slices(taken).batch(known.batch_size)
+    variants = list(_narrowed(model, levels, layers) if kind == "ratio" else _rewritten(model, kind, levels, layers))
+    before = model.get_weights()
+    judge = keras.models.clone_model(model)
+
+    def measure(candidate: keras.Model) -> tuple[str, float]:
+        if not candidate.compiled:
+            task.compile(candidate, jit_compile=False)
+        found = candidate.evaluate(batches, verbose=0, return_dict=True)
+        name = "accuracy" if "accuracy" in found else "loss"
+        return name, float(found[name])
+
+    judge.set_weights(before)
+    metric, baseline = measure(judge)
+    values: dict[str, dict[float, float]] = {}
+    bar = current_bar(len(variants))
+    for number, (name, level, make) in enumerate(variants, 1):
+        changed = make()
+        if changed is model:
+            judge.set_weights(model.get_weights())
+            model.set_weights(before)
+            changed = judge
+        values.setdefault(name, {})[level] = measure(changed)[1]
+        bar.update(number)
+    return Sensitivity(kind, metric, baseline, values)
+
+
+def _rewritten(model: keras.Model, kind: Kind, levels: Sequence[float], layers: LayerSelection) -> Iterator[_Variant]:
+    """Variants of the same shapes: other values in one kernel."""
+    kernels = {id(each) for each in select_kernels(model, layers, "pruned" if kind == "sparsity" else "rounded")[0]}
+    owners = [(layer, each) for layer, each in owned_variables(model) if id(each) in kernels]
+    for layer, variable in owners:
+        for level in levels:
+
+            def make(layer: Any = layer, variable: Any = variable, level: float = level) -> keras.Model:
+                value = keras.ops.convert_to_numpy(variable)
+                variable.assign(
+                    value * _mask(value, level) if kind == "sparsity" else _rounded(layer, value, int(level))
+                )
+                return model
+
+            yield layer.name, level, make
+
+
+def _mask(value: np.ndarray, sparsity: float) -> np.ndarray:
+    return keras.ops.convert_to_numpy(magnitude_mask(value, sparsity))
+
+
+def _rounded(layer: keras.layers.Layer, value: np.ndarray, bits: int) -> np.ndarray:
+    channels = {axis % value.ndim for axis in channel_axes(layer)}
+    scales = weight_scales(value, [axis for axis in range(value.ndim) if axis not in channels], bits)
+    return to_integers(value, scales, bits) * scales
+
+
+def _narrowed(model: keras.Model, levels: Sequence[float], layers: LayerSelection) -> Iterator[_Variant]:
+    """Variants with fewer channels in one group of layers, known by its first layer."""
+    groups = plan_channels(model, ratio=0.0).groups
+    chosen = {each.name for each in select_layers(model, layers)}
+    for names in groups:
+        name = next((each for each in names if each in chosen), None)
+        if name is None:
+            continue
+        for level in levels:
+            ratios: Mapping[str, float] = {name: level}
+            yield name, level, functools.partial(prune_channels, model, layers=ratios, multiple=1)
