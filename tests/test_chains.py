@@ -13,11 +13,16 @@ from tests.test_patterns import weights_in
 FIT = tfopt.Fit(3e-3)
 STAGES = {
     "Prune": tfopt.Prune(0.5, 1, fit=FIT),
+    "PruneChannels": tfopt.PruneChannels(layers={"hidden": 0.5}, epochs=1, fit=FIT),
     "Cluster": tfopt.Cluster(8, 1, fit=FIT),
     "QuantizeAware": tfopt.QuantizeAware(1, fit=FIT),
 }
 REFUSED = {
     ("Cluster", "Prune"): "put Prune before Cluster",
+    # Of the 8 that are left none may go: they are kept in eights.
+    ("PruneChannels", "PruneChannels"): "nothing would be pruned",
+    ("Prune", "PruneChannels"): "put PruneChannels before Prune",
+    ("QuantizeAware", "PruneChannels"): "put PruneChannels before QuantizeAware",
     ("QuantizeAware", "Cluster"): "Put Cluster before QuantizeAware",
     ("QuantizeAware", "QuantizeAware"): "already",
 }
@@ -34,7 +39,8 @@ def check(names, work):
     """Reads the promises from the file itself."""
     assert all(promise.check(work.model) == [] for promise in work.invariants)
     stored = weights_in(work.report.artefacts["tflite"]["path"])
-    assert sorted(each.size for each in stored) == [36, 144, 1536]
+    hidden = 8 if "PruneChannels" in names else 12
+    assert sorted(each.size for each in stored) == sorted([3 * hidden, 144, 128 * hidden])
     for tensor in stored:
         if "Prune" in names:
             assert (tensor == 0).mean() >= 0.5

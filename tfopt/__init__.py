@@ -5,6 +5,7 @@ from tfopt.analyze.sensitivity import sensitivity
 from tfopt.analyze.stage import AnalyzeSensitivity
 from tfopt.chain import run, validate
 from tfopt.channels.prune import prune_channels
+from tfopt.channels.stage import PruneChannels
 from tfopt.cluster.callback import ClusteringCallback
 from tfopt.cluster.stage import Cluster
 from tfopt.clusters import Clustered
@@ -52,6 +53,7 @@ __all__ = [
     "Outcome",
     "PolynomialDecay",
     "Prune",
+    "PruneChannels",
     "PruningCallback",
     "QuantizeAware",
     "Report",

@@ -5,7 +5,7 @@
 
 Each has random weights and the smallest images that it takes. With ratio 0 it must give the outputs that it gave
 before. With ratio 0.5 its size is given for channels rounded to multiples of 1 and of 8; the latter predicts, trains a
-step, and is exported to int8. Each runs in a process of its own, the largest last.
+step, and is exported to int8 by `quantize_aware`. Each runs in a process of its own, the largest last.
 `--models` is the flag of `qat_coverage`.
 """
 
@@ -41,7 +41,7 @@ class Coverage:
       shares: of the parameters, what is left at ratio 0.5 with multiples of 1 and of 8.
       macs: likewise of the multiplications.
       skipped: layers left whole at multiples of 1, but for the output's.
-      int8_bytes: size of the smaller model's int8 file; 0 where it was not asked for.
+      int8_bytes: size of the smaller model's file, int8 throughout; 0 where it was not asked for.
     """
 
     name: str
@@ -75,8 +75,9 @@ def cover(name: str, export: bool) -> Coverage:
     measured = 0
     if export:
         with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "model.tflite"
-            measured = tfopt.export_tflite(small, path, quantization="int8", calibration_data=batch).bytes
+            aware = tfopt.quantize_aware(small)
+            tfopt.calibrate(aware, batch)
+            measured = tfopt.export_tflite(aware, pathlib.Path(folder) / "model.tflite").bytes
     small.compile(keras.optimizers.SGD(1e-5), "sparse_categorical_crossentropy", jit_compile=False)
     loss = small.train_on_batch(batch[:8], np.arange(8) % CLASSES)
     if not np.isfinite(loss):

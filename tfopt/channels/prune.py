@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from tfopt.channels.plan import plan_channels
+from tfopt.channels.measured import plan_pruning
 from tfopt.channels.rebuild import apply_plan
 from tfopt.channels.selection import Layers
 
@@ -30,6 +30,7 @@ def prune_channels(
       ratio: the share of the channels that goes from every group, in [0, 1); 0 copies the model.
       target: instead of a ratio, the shares that may remain, in (0, 1], by "channels", "parameters" or "macs"
         (multiply-accumulates of one example): {"macs": 0.5}. The least ratio that gives it, the same for every group.
+        Or by "bytes" or "latency", measured on int8 files, the latter on this machine.
       data: for "taylor": (x, y) as arrays, or a batched dataset of (x, y); all of it is used.
       criterion: what makes a filter matter, relative to the mean of its layer, and over the layers of a group. "l1" and
         "l2": the norm of its weights; "bn_gamma": |gamma| of the BatchNormalization layers that scale its channel;
@@ -54,4 +55,4 @@ def prune_channels(
     >>> small.layers[0].filters, model.count_params(), small.count_params()
     (8, 6218, 3114)
     """
-    return apply_plan(model, plan_channels(model, ratio, target, data, criterion, layers, multiple))[0]
+    return apply_plan(model, plan_pruning(model, ratio, target, data, criterion, layers, multiple))[0]

@@ -1,0 +1,98 @@
+"""`allocate`: how much each layer gives up, so that the whole reaches a cost and each loses about as much."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tfopt.analyze.result import Sensitivity
+from tfopt.channels.plan import plan_channels
+from tfopt.config import require
+
+_STEPS = 24
+
+
+def allocate(
+    model: keras.Model,
+    found: Sensitivity,
+    target: Mapping[str, float],
+    multiple: int = 8,
+    **options: Any,
+) -> dict[str, float]:
+    """Ratios of channels to remove, by layer, that reach a target at the least drop that one layer alone causes.
+
+    Every layer gives up what it can at the same drop; that drop is found by bisection. Cheap layers that matter so stay
+    wide, and costly ones that do not become narrow.
+
+    Args:
+      model: a functional or Sequential model.
+      found: its sensitivity to "ratio".
+      target: the shares that may remain, in (0, 1], by "channels", "parameters" or "macs".
+      multiple: kept channels are rounded up to a multiple of it.
+      options: further arguments of `plan_channels`.
+
+    Returns:
+      By layer, the ratio: what `prune_channels` takes as `layers`.
+
+    Raises:
+      ValueError: `found` is of another kind, or the target cannot be reached with the levels that were measured; with
+        the nearest that can.
+    """
+    require(found.kind == "ratio", f'the sensitivity must be to "ratio", received one to {found.kind!r}')
+    highest = max(found.drop(layer, level) for layer, row in found.values.items() for level in row)
+
+    def ratios(drop: float) -> dict[str, float]:
+        return {layer: _bearable(found, layer, drop) for layer in found.values}
+
+    def shares(drop: float) -> dict[str, float]:
+        chosen = {layer: ratio for layer, ratio in ratios(drop).items() if ratio > 0}
+        if not chosen:
+            return dict.fromkeys(target, 1.0)
+        try:
+            plan = plan_channels(model, layers=chosen, multiple=multiple, **options)
+        except ValueError as error:
+            # Ratios too small for the multiple: nothing goes.
+            if "nothing would be pruned" not in str(error):
+                raise
+            return dict.fromkeys(target, 1.0)
+        return {key: getattr(plan.after, key) / getattr(plan.before, key) for key in target}
+
+    def reached(drop: float) -> bool:
+        return all(share <= target[key] for key, share in shares(drop).items())
+
+    require(
+        reached(highest),
+        f"the target {dict(target)} cannot be reached with ratios up to "
+        f"{max(level for row in found.values.values() for level in row)}: the nearest is {shares(highest)}. Measure "
+        "the sensitivity at higher levels, or give a ratio",
+    )
+    low, high = min(0.0, *(found.drop(layer, level) for layer, row in found.values.items() for level in row)), highest
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return {layer: ratio for layer, ratio in ratios(high).items() if ratio > 0}
+
+
+def _bearable(found: Sensitivity, layer: str, drop: float) -> float:
+    """The ratio up to which a layer loses no more than `drop`, between the levels in a straight line."""
+    before, lost = 0.0, 0.0
+    for level in sorted(found.values[layer]):
+        # A level that loses less than a weaker one is noise: the loss so far counts.
+        now = max(lost, found.drop(layer, level))
+        if now > drop:
+            return before + (level - before) * _share(drop - lost, now - lost)
+        before, lost = level, now
+    return before
+
+
+def _share(part: float, whole: float) -> float:
+    return min(max(part / whole, 0.0), 1.0) if whole > 0 else 1.0
+
+
+def levels_for(target: Mapping[str, float]) -> Sequence[float]:
+    """The ratios to measure so that a target can be reached.
+
+    >>> levels_for({"macs": 0.5})
+    (0.125, 0.25, 0.5, 0.75)
+    """
+    return (0.125, 0.25, 0.5, 0.75) if min(target.values()) > 0.2 else (0.25, 0.5, 0.75, 0.9)
