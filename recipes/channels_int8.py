@@ -1,0 +1,68 @@
+"""Fewer channels, then integers: train or load, take channels out, train on, quantize, export, measure.
+
+python -m recipes.channels_int8 --dataset=fashion_mnist --data_dir=~/tensorflow_datasets
+python -m recipes.channels_int8 --dataset=cifar10 --model=mlperf_resnet8_cifar10.keras --value_high=255
+"""
+
+from collections.abc import Sequence
+
+import tfopt
+
+
+def stages(
+    dataset: str = "digits",
+    data_dir: str | None = None,
+    model: str | None = None,
+    value_high: float = 1.0,
+    epochs: int = 10,
+    macs: float = 0.5,
+    sensitivity: bool = False,
+    iterations: int = 1,
+    channels_epochs: int = 10,
+    qat_epochs: int = 3,
+    filters: int = 64,
+    batch_size: int = 128,
+    learning_rate: float = 2e-3,
+    qat_learning_rate: float = 5e-4,
+) -> Sequence[tfopt.Stage]:
+    """The chain.
+
+    Args:
+      dataset: any TFDS image classification set; "digits" ships with the dependencies.
+      data_dir: folder of the prepared TFDS sets.
+      model: a trained model to start from, in place of training one.
+      value_high: what pixel value 255 becomes in the model's input; pixel value 0 becomes 0.
+      epochs: of the float training of a DS-CNN, where no model is given.
+      macs: the share of the multiplications that remains, in (0, 1].
+      sensitivity: whether layers give up channels by what each alone costs, instead of all the same share.
+      iterations: in how many parts the channels go.
+      channels_epochs: of the training after each of them.
+      qat_epochs: of the quantization-aware training.
+      filters: of every convolution of the DS-CNN.
+      batch_size: examples a training step.
+      learning_rate: highest learning rate of the float trainings; it falls along a cosine.
+      qat_learning_rate: the same, of the quantization-aware training.
+    """
+    fit = tfopt.Fit(tfopt.Cosine(learning_rate))
+    if model is None:
+        start = [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
+    else:
+        start = [tfopt.LoadModel(model)]
+    return [
+        tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
+        *start,
+        tfopt.PruneChannels(
+            target={"macs": macs},
+            epochs=channels_epochs,
+            iterations=iterations,
+            layers="sensitivity" if sensitivity else None,
+            fit=fit,
+        ),
+        tfopt.QuantizeAware(qat_epochs, fit=tfopt.Fit(tfopt.Cosine(qat_learning_rate))),
+        tfopt.ExportTFLite(),
+        tfopt.Benchmark(),
+    ]
+
+
+if __name__ == "__main__":
+    tfopt.run_recipe(stages)

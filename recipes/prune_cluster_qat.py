@@ -1,0 +1,67 @@
+"""Zeros, clusters and integers in one file: train or load, prune, cluster, quantize, export, measure.
+
+python -m recipes.prune_cluster_qat --dataset=fashion_mnist --data_dir=~/tensorflow_datasets
+python -m recipes.prune_cluster_qat --dataset=cifar10 --model=mlperf_resnet8_cifar10.keras --value_high=255
+"""
+
+from collections.abc import Sequence
+
+import tfopt
+
+
+def stages(
+    dataset: str = "digits",
+    data_dir: str | None = None,
+    model: str | None = None,
+    value_high: float = 1.0,
+    epochs: int = 10,
+    sparsity: float = 0.8,
+    pattern: str = "unstructured",
+    clusters: int = 16,
+    prune_epochs: int = 6,
+    cluster_epochs: int = 3,
+    qat_epochs: int = 3,
+    filters: int = 64,
+    batch_size: int = 128,
+    learning_rate: float = 2e-3,
+    qat_learning_rate: float = 5e-4,
+) -> Sequence[tfopt.Stage]:
+    """The chain.
+
+    Args:
+      dataset: any TFDS image classification set; "digits" ships with the dependencies.
+      data_dir: folder of the prepared TFDS sets.
+      model: a trained model to start from, in place of training one.
+      value_high: what pixel value 255 becomes in the model's input; pixel value 0 becomes 0.
+      epochs: of the float training of a DS-CNN, where no model is given.
+      sparsity: fraction of each kernel to set to zero, in [0, 1).
+      pattern: where the zeros may lie: unstructured, N:M such as 2:4 (with its own sparsity), or blocks such as 1x4.
+      clusters: different values in each kernel, zero included, at least 2.
+      prune_epochs: of the training that prunes.
+      cluster_epochs: of the training with clusters.
+      qat_epochs: of the quantization-aware training.
+      filters: of every convolution of the DS-CNN.
+      batch_size: examples a training step.
+      learning_rate: highest learning rate of the float training, half of it for the one that prunes; both fall along a
+        cosine.
+      qat_learning_rate: the same, of the trainings with clusters and integers.
+    """
+    if model is None:
+        fit = tfopt.Fit(tfopt.Cosine(learning_rate))
+        start = [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
+    else:
+        start = [tfopt.LoadModel(model)]
+    fine = tfopt.Fit(tfopt.Cosine(qat_learning_rate))
+    return [
+        tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
+        *start,
+        tfopt.Prune(sparsity, prune_epochs, pattern=pattern, fit=tfopt.Fit(tfopt.Cosine(learning_rate / 2))),
+        tfopt.Cluster(clusters, cluster_epochs, fit=fine),
+        tfopt.QuantizeAware(qat_epochs, fit=fine),
+        tfopt.ExportTFLite(),
+        tfopt.Benchmark(),
+    ]
+
+
+if __name__ == "__main__":
+    tfopt.run_recipe(stages)
