@@ -1,60 +1,96 @@
-"""What pruning costs in a training step: with and without `PruningCallback`, alternating in one process.
+"""What pruning and clustering cost in a training step, tfopt's beside TFMOT's, alternating in one process.
 
 python -m recipes.benchmarks.pruning_step --rounds=9
+
+Each is compared with the plain model of its own Keras: tfopt with Keras 3, TFMOT with tf_keras.
 """
 
+import os
+
+# TFMOT takes Keras 2 from here; Keras 3 itself is not concerned.
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+
 import time
+from typing import Any
 
 import keras
 import numpy as np
 import rich.console
 import rich.table
+import tensorflow as tf
+import tf_keras
 from absl import app, flags
 
 import tfopt
+from recipes.benchmarks.both import BATCHES, CLASSES, MODELS, SHAPES
 from tfopt.report import describe_environment
 
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "How often the two take turns.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "How often the variants take turns.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 60, "Training steps in a turn.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 128, "Examples a step.", lower_bound=1)
+# Masks are renewed every ten steps: ten times as often as by TFMOT's default.
+_FREQUENCY = 10
+_MODEL = "ds_cnn"
 
-SHAPE, CLASSES = (28, 28, 1), 10
+
+def tfmot_pruned() -> tuple[Any, list[Any]]:
+    """TFMOT's pruning model, and the callback that it needs."""
+    from tensorflow_model_optimization.sparsity import keras as sparsity
+
+    schedule = sparsity.ConstantSparsity(0.8, begin_step=0, frequency=_FREQUENCY)
+    return sparsity.prune_low_magnitude(MODELS[_MODEL](tf_keras), schedule), [sparsity.UpdatePruningStep()]
 
 
-def compiled() -> keras.Model:
-    """A DS-CNN, compiled as `Train` does."""
-    model = tfopt.models.ds_cnn(SHAPE, CLASSES)
-    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
-    return model
+def pruned(**options: Any) -> tuple[Any, list[Any]]:
+    """A Keras 3 model with `PruningCallback`."""
+    sparsity = 0.5 if options.get("pattern") == "2:4" else 0.8
+    watches = options.get("criterion") == "taylor"
+    schedule = tfopt.ConstantSparsity(sparsity, begin_step=int(watches), frequency=_FREQUENCY)
+    return MODELS[_MODEL](keras), [tfopt.PruningCallback(schedule, **options)]
+
+
+VARIANTS = {
+    "Keras 3": lambda: (MODELS[_MODEL](keras), []),
+    "tfopt, magnitude": pruned,
+    "tfopt, 2:4": lambda: pruned(pattern="2:4"),
+    "tfopt, 1x4": lambda: pruned(pattern="1x4"),
+    "tfopt, global": lambda: pruned(criterion="global_magnitude"),
+    "tfopt, taylor": lambda: pruned(criterion="taylor"),
+    "tfopt, 16 clusters": lambda: (MODELS[_MODEL](keras), [tfopt.ClusteringCallback(16)]),
+    "tf_keras": lambda: (MODELS[_MODEL](tf_keras), []),
+    "TFMOT, magnitude": tfmot_pruned,
+}
 
 
 def main(_: list[str]) -> None:
-    """Prints the median step times and the median of the ratios."""
-    rng = np.random.default_rng(0)
-    steps, size = _STEPS.value, _STEPS.value * _BATCH.value
-    x, y = rng.random((size, *SHAPE), "float32"), rng.integers(0, CLASSES, size)
-    # The masks are renewed every ten steps: ten times as often as by TFMOT's default.
-    schedule = tfopt.ConstantSparsity(0.8, begin_step=0, frequency=10)
-    variants: dict[str, tuple[keras.Model, list[keras.callbacks.Callback]]] = {
-        "plain": (compiled(), []),
-        "pruned": (compiled(), [tfopt.PruningCallback(schedule)]),
-    }
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    """Prints the median step times and the medians of the ratios."""
+    rng, steps, batch = np.random.default_rng(0), _STEPS.value, BATCHES[_MODEL]
+    x, y = rng.random((batch * 4, *SHAPES[_MODEL]), "float32"), rng.integers(0, CLASSES, batch * 4)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch).repeat(steps // 4 + 1).take(steps)
+    models = {}
+    for name, make in VARIANTS.items():
+        model, callbacks = make()
+        model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+        models[name] = model, callbacks
+    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     # The first turn traces the functions and is not counted.
     for turn in range(_ROUNDS.value + 1):
-        for name in list(variants) if turn % 2 else list(reversed(variants)):
-            model, callbacks = variants[name]
+        for name in list(VARIANTS) if turn % 2 else list(reversed(VARIANTS)):
+            model, callbacks = models[name]
             started = time.perf_counter()
-            model.fit(x, y, batch_size=_BATCH.value, epochs=1, verbose=0, shuffle=False, callbacks=callbacks)
-            times[name].append((time.perf_counter() - started) / steps)
-    ratios = np.array(times["pruned"][1:]) / np.array(times["plain"][1:])
-    table = rich.table.Table("variant", "median step, ms", title="DS-CNN")
+            model.fit(data, epochs=1, verbose=0, callbacks=callbacks)
+            if turn:
+                times[name].append((time.perf_counter() - started) / steps)
+    table = rich.table.Table("variant", "step, ms", "time / plain", title=f"{_MODEL}, batch {batch}")
     for name, values in times.items():
-        table.add_row(name, f"{1e3 * np.median(values[1:]):.2f}")
+        plain = "tf_keras" if name.startswith("TFMOT") else "Keras 3"
+        ratio = "" if name in ("Keras 3", "tf_keras") else f"{np.median(np.array(values) / np.array(times[plain])):.3f}"
+        table.add_row(name, f"{1e3 * np.median(values):.2f}", ratio)
     console = rich.console.Console()
     console.print(table)
-    environment = describe_environment()
-    console.print(f"pruned / plain: median {np.median(ratios):.3f} of {len(ratios)} turns, {environment['cpu']}")
+    console.print(
+        f"Medians of {_ROUNDS.value} turns of {steps} steps, masks renewed every {_FREQUENCY}, "
+        f"{describe_environment()['cpu']}"
+    )
 
 
 if __name__ == "__main__":

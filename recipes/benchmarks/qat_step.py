@@ -27,40 +27,13 @@ import tf_keras
 from absl import app, flags
 
 import tfopt
+from recipes.benchmarks.both import BATCHES, CLASSES, MODELS, SHAPES
 from tfopt.report import describe_environment
 
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "How often the variants take turns.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 20, "Training steps in a turn.", lower_bound=1)
 _MODELS = flags.DEFINE_list("models", ["ds_cnn", "mobilenet_v2"], "Which models.")
 _MEMORY = flags.DEFINE_string("memory_of", None, "Internal: prints the memory of one variant, 'model/variant'.")
-
-SHAPES = {"ds_cnn": (28, 28, 1), "mobilenet_v2": (96, 96, 3)}
-BATCHES = {"ds_cnn": 128, "mobilenet_v2": 32}
-CLASSES = 10
-
-
-def ds_cnn(library: Any) -> Any:
-    """`tfopt.models.ds_cnn`, in either Keras."""
-    layers = library.layers
-    inputs = library.Input(SHAPES["ds_cnn"], name="image")
-    x = inputs
-    for index in range(5):
-        if index:
-            x = layers.DepthwiseConv2D(3, 2 if index == 2 else 1, padding="same", use_bias=False)(x)
-            x = layers.ReLU()(layers.BatchNormalization()(x))
-        kernel, strides = (1, 1) if index else (3, 2)
-        x = layers.Conv2D(64, kernel, strides, padding="same", use_bias=False)(x)
-        x = layers.ReLU()(layers.BatchNormalization()(x))
-    x = layers.GlobalAveragePooling2D()(x)
-    return library.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
-
-
-def mobilenet_v2(library: Any) -> Any:
-    """MobileNetV2 of width 0.35, in either Keras."""
-    return library.applications.MobileNetV2(SHAPES["mobilenet_v2"], alpha=0.35, weights=None, classes=CLASSES)
-
-
-MODELS: dict[str, Callable[[Any], Any]] = {"ds_cnn": ds_cnn, "mobilenet_v2": mobilenet_v2}
 
 
 def tfmot_aware(model: Any) -> Any:

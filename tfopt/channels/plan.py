@@ -206,7 +206,8 @@ def _check(model: keras.Model, ratio: Any, target: Any, layers: Layers, multiple
     if target is not None:
         require(
             isinstance(target, Mapping) and bool(target) and target.keys() <= set(_COSTS),
-            f"target must be a mapping with keys among {', '.join(_COSTS)}, as {{'macs': 0.5}}: received {target!r}",
+            f"target must be a mapping with keys among {', '.join(_COSTS)}, or measured ones (bytes, latency) in "
+            f"prune_channels, as {{'macs': 0.5}}: received {target!r}",
         )
         for name, share in target.items():
             require_fraction(f"target[{name!r}]", share, one=True)
