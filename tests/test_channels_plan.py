@@ -429,7 +429,7 @@ def test_an_activation_that_reads_all_channels_freezes_its_layer():
         ({}, "give one of ratio, target, or layers"),
         ({"ratio": 0.5, "target": {"macs": 0.5}}, "give one of ratio, target, or layers"),
         ({"ratio": 0.5, "layers": {"dense_0": 0.5}}, "give one of ratio, target, or layers"),
-        ({"target": {"bytes": 0.5}}, "keys among channels, parameters, macs"),
+        ({"target": {"size": 0.5}}, "keys among channels, parameters, macs"),
         ({"target": {}}, "keys among channels, parameters, macs"),
         ({"target": 0.5}, "keys among channels, parameters, macs"),
         ({"target": {"macs": 0.0}}, "must be more than 0"),
@@ -473,3 +473,12 @@ def test_models_without_a_graph():
         prune_channels(Subclassed(), ratio=0.5)
     with pytest.raises(ValueError, match="not built"):
         prune_channels(keras.Sequential([layers.Dense(3)]), ratio=0.5)
+
+
+def test_a_target_is_met_closely_where_groups_shrink_at_one_ratio():
+    """Four groups of 16 lose half at once at ratio 0.5: all but as many as the target needs keep theirs."""
+    sequence = [keras.layers.Dense(16, name=f"d{index}") for index in range(4)]
+    model = keras.Sequential([keras.Input((16,)), *sequence, keras.layers.Dense(2)])
+    plan = plan_channels(model, target={"macs": 0.7})
+    assert 0.55 < plan.after.macs / plan.before.macs <= 0.7
+    assert 1 <= len(plan.kept) < 4

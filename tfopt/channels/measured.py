@@ -32,7 +32,7 @@ def plan_pruning(
     multiple: int = 8,
 ) -> ChannelPlan:
     """`plan_channels`, for targets that are measured too. The arguments and errors are those of `prune_channels`."""
-    measured = set(target or {}) & set(MEASURED)
+    measured = set(target) & set(MEASURED) if isinstance(target, Mapping) else set()
     if target is None or not measured:
         return plan_channels(model, ratio, target, data, criterion, layers, multiple)
     others = sorted(set(target) - measured)

@@ -86,8 +86,14 @@ def plan_channels(
         return ~np.isin(classes.labels, np.concatenate(lost))
 
     bill = flow.bill(model)
-    uniform = ratio or 0.0 if target is None else _reach(target, bill, mask)
-    keep, asked = mask(uniform), False
+    uniform, keep = ratio or 0.0, mask(ratio or 0.0)
+    if target is not None:
+        low, uniform = _reach(target, bill, mask)
+        lost = _give_back(
+            target, bill, classes.labels, [(each.lost(low, multiple), each.lost(uniform, multiple)) for each in ranked]
+        )
+        keep = ~np.isin(classes.labels, np.concatenate(lost))
+    asked = False
     for each in ranked:
         share = uniform if each.ratio is None else each.ratio
         asked |= share > 0
@@ -146,8 +152,35 @@ def _rank(
     return ranked
 
 
-def _reach(target: Mapping[str, float], bill: Bill, mask: Any) -> float:
-    """The least ratio at which no more than the target remains."""
+def _give_back(
+    target: Mapping[str, float], bill: Bill, labels: np.ndarray, choices: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> list[np.ndarray]:
+    """What goes of each group, where some may keep what they have at a slightly lower ratio.
+
+    Kept channels are multiples, so that at one ratio many groups shrink at once, often past the target.
+
+    Args:
+      choices: of each group, what goes at a ratio that misses the target, and at the one that reaches it.
+    """
+    lost = [much for _, much in choices]
+    whole = bill.costs(np.ones(labels.shape, bool))
+
+    def costs(parts: Sequence[np.ndarray]) -> dict[str, float]:
+        after = bill.costs(~np.isin(labels, np.concatenate(parts)))
+        return {key: getattr(after, key) / getattr(whole, key) for key in target}
+
+    def with_less(index: int) -> list[np.ndarray]:
+        return [*lost[:index], choices[index][0], *lost[index + 1 :]]
+
+    # The cheapest first: so most groups keep more.
+    for index in sorted(range(len(choices)), key=lambda each: sum(costs(with_less(each)).values())):
+        if all(share <= target[key] for key, share in costs(with_less(index)).items()):
+            lost = with_less(index)
+    return lost
+
+
+def _reach(target: Mapping[str, float], bill: Bill, mask: Any) -> tuple[float, float]:
+    """The greatest ratio that misses the target, and the least that reaches it."""
 
     def shares(ratio: float) -> dict[str, float]:
         after = bill.costs(mask(ratio))
@@ -170,11 +203,11 @@ def _reach(target: Mapping[str, float], bill: Bill, mask: Any) -> float:
         f"{ {key: math.ceil(share * 1e4) / 1e4 for key, share in nearest.items()} }, with the channels that can go",
     )
     if reached(low):
-        return low
+        return low, low
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
+    return low, high
 
 
 def _kept(flow: Flow, keep: np.ndarray) -> dict[str, tuple[int, ...]]:
