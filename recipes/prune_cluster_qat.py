@@ -17,6 +17,7 @@ def stages(
     epochs: int = 10,
     sparsity: float = 0.8,
     pattern: str = "unstructured",
+    criterion: str = "global_magnitude",
     clusters: int = 16,
     prune_epochs: int = 6,
     cluster_epochs: int = 3,
@@ -34,8 +35,10 @@ def stages(
       model: a trained model to start from, in place of training one.
       value_high: what pixel value 255 becomes in the model's input; pixel value 0 becomes 0.
       epochs: of the float training of a DS-CNN, where no model is given.
-      sparsity: fraction of each kernel to set to zero, in [0, 1).
+      sparsity: fraction of the weights to set to zero, in [0, 1).
       pattern: where the zeros may lie: unstructured, N:M such as 2:4 (with its own sparsity), or blocks such as 1x4.
+      criterion: which weights go first: magnitude (the smallest of each layer), global_magnitude (of all layers
+        together, which loses less), movement, taylor or random.
       clusters: different values in each kernel, zero included, at least 2.
       prune_epochs: of the training that prunes.
       cluster_epochs: of the training with clusters.
@@ -55,7 +58,13 @@ def stages(
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
         *start,
-        tfopt.Prune(sparsity, prune_epochs, pattern=pattern, fit=tfopt.Fit(tfopt.Cosine(learning_rate / 2))),
+        tfopt.Prune(
+            sparsity,
+            prune_epochs,
+            fit=tfopt.Fit(tfopt.Cosine(learning_rate / 2)),
+            pattern=pattern,
+            criterion=criterion,
+        ),
         tfopt.Cluster(clusters, cluster_epochs, fit=fine),
         tfopt.QuantizeAware(qat_epochs, fit=fine),
         tfopt.ExportTFLite(),

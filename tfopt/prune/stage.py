@@ -110,7 +110,13 @@ class Prune(Stage):
         promise = self._promise(model, reached=True)
         after = work.replace(model=model, invariants=(*work.invariants, promise), trained=True)
         skipped = find_targets(model, self.layers, Pattern(self.pattern))[2]
-        return Outcome(after, changed=list(promise.targets), skipped=skipped, history=history)
+        sizes = {each.path: math.prod(each.shape) for each in model.variables if each.path in promise.targets}
+        zeros = sum(share * sizes[path] for path, share in promise.targets.items()) / sum(sizes.values())
+        note = (
+            f"{zeros:.1%} of the weights of {len(sizes)} kernels are zero: the compressed file shrinks, the file "
+            "itself and the latency on a CPU do not"
+        )
+        return Outcome(after, changed=list(promise.targets), skipped=skipped, history=history, notes=[note])
 
     @property
     def target(self) -> float:
