@@ -40,7 +40,7 @@ STAGES = {
     "Train": Row(tfopt.Train(2, FIT), changes=True),
     "Prune": Row(tfopt.Prune(0.5, 2, tfopt.ConstantSparsity(0.5, 2), fit=FIT), changes=True),
     "Cluster": Row(tfopt.Cluster(8, 2, fit=FIT), changes=True),
-    "PruneChannels": Row(tfopt.PruneChannels(0.25, epochs=2, fit=FIT), changes=True),
+    "PruneChannels": Row(tfopt.PruneChannels(0.5, epochs=2, fit=FIT), changes=True),
     "QuantizeAware": Row(tfopt.QuantizeAware(2, fit=FIT), changes=True),
     "AnalyzeSensitivity": Row(tfopt.AnalyzeSensitivity(levels=(0.5,), examples=20), before=(TRAIN,), idempotent=True),
     "ExportTFLite": Row(EXPORT, before=(TRAIN,), idempotent=True),

@@ -42,7 +42,6 @@ FIGURES = {
         "zeros_gain_at_once": (0.0, 0.8),
         "zeros_gain_trained": (-0.02, 0.02),
         "channels_macs": (0.3, 0.5),
-        "channels_gain_at_once": (-0.05, 0.6),
         "channels_gain_trained": (-0.02, 0.02),
         "chain_accuracy": (0.93, 1.0),
         "chain_sparsity": (0.4, 0.9),
