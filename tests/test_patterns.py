@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 import tfopt
 from tests.conftest import blobs, small_model
 from tfopt.patterns import Pattern, pattern_mask, pattern_masks
+from tfopt.prune.policy import pays_on_xnnpack
 from tfopt.tflite.flatbuffer import read_tflite
 
 PATTERNS = ["unstructured", "2:4", "1:3", "4:16", "1x4", "4x1", "2x2", "3x5"]
@@ -248,3 +249,22 @@ def test_the_stage_promises_its_pattern(data, tmp_path):
     # As many zeros, but in other places.
     kernel.assign(np.sort(values.ravel()).reshape(values.shape))
     assert "in the pattern 2:4" in promise.check(broken)[0]
+
+
+def test_only_layers_where_zeros_can_pay():
+    model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=2)
+    pays = pays_on_xnnpack(model)
+    chosen = [layer for layer in model.layers if pays(layer)]
+    points = [each for each in model.layers if type(each) is keras.layers.Conv2D and each.kernel_size == (1, 1)]
+    assert chosen == points
+    callback = tfopt.PruningCallback(tfopt.ConstantSparsity(0.8, 0, 0), layers=pays)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    callback.set_model(model)
+    assert "predictions" in {each["layer"] for each in callback.skipped}
+    with pytest.raises(ValueError, match="does not begin with a 3 x 3 convolution of stride 2"):
+        pays_on_xnnpack(small_model())
+    wide = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, 2), keras.layers.Conv2D(4, 3, name="wide")]
+    )
+    with pytest.raises(ValueError, match=r"wide \(Conv2D\) stands between"):
+        pays_on_xnnpack(wide)

@@ -44,8 +44,8 @@ def allocate(
     def ratios(drop: float) -> dict[str, float]:
         return {layer: _bearable(found, layer, drop) for layer in found.values}
 
-    def shares(drop: float) -> dict[str, float]:
-        chosen = {layer: ratio for layer, ratio in ratios(drop).items() if ratio > 0}
+    def shares_of(wanted: Mapping[str, float]) -> dict[str, float]:
+        chosen = {layer: ratio for layer, ratio in wanted.items() if ratio > 0}
         if not chosen:
             return dict.fromkeys(target, 1.0)
         try:
@@ -58,19 +58,24 @@ def allocate(
         return {key: getattr(plan.after, key) / getattr(plan.before, key) for key in target}
 
     def reached(drop: float) -> bool:
-        return all(share <= target[key] for key, share in shares(drop).items())
+        return all(share <= target[key] for key, share in shares_of(ratios(drop)).items())
 
     require(
         reached(highest),
         f"the target {dict(target)} cannot be reached with ratios up to "
-        f"{max(level for row in found.values.values() for level in row)}: the nearest is {shares(highest)}. Measure "
+        f"{max(level for row in found.values.values() for level in row)}: the nearest is {shares_of(ratios(highest))}. Measure "
         "the sensitivity at higher levels, or give a ratio",
     )
     low, high = min(0.0, *(found.drop(layer, level) for layer, row in found.values.items() for level in row)), highest
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)
-    return {layer: ratio for layer, ratio in ratios(high).items() if ratio > 0}
+    chosen, less = ratios(high), ratios(low)
+    # Kept channels are multiples, so that at one drop several layers shrink at once: what is not needed stays.
+    for layer in sorted(chosen, key=lambda each: sum(shares_of({**chosen, each: less[each]}).values())):
+        if all(share <= target[key] for key, share in shares_of({**chosen, layer: less[layer]}).items()):
+            chosen[layer] = less[layer]
+    return {layer: ratio for layer, ratio in chosen.items() if ratio > 0}
 
 
 def _bearable(found: Sensitivity, layer: str, drop: float) -> float:

@@ -15,7 +15,7 @@ from tfopt.config import require
 from tfopt.invariants import Constraints, Sparsity
 from tfopt.patterns import Pattern
 from tfopt.prune.magnitude import measure_sparsity
-from tfopt.prune.masks import CRITERIA, WATCHING, Criterion, MaskGroup
+from tfopt.prune.masks import CRITERIA, WATCHING, MaskGroup
 from tfopt.prune.targets import Targets, find_targets
 from tfopt.schedules import check_plan, final_sparsity, last_update
 
@@ -59,7 +59,7 @@ class PruningCallback(keras.callbacks.Callback):
         schedule: Any,
         pattern: str = "unstructured",
         layers: Targets = None,
-        criterion: Criterion = "magnitude",
+        criterion: str = "magnitude",
     ) -> None:
         super().__init__()
         if not callable(schedule):

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,7 +12,6 @@ from tfopt.invariants import replica_variable
 from tfopt.patterns import Pattern, pattern_masks
 from tfopt.schedules import due_and_sparsity
 
-Criterion = Literal["magnitude", "global_magnitude", "movement", "taylor", "random"]
 CRITERIA = ("magnitude", "global_magnitude", "movement", "taylor", "random")
 # The criteria that need to have seen some steps.
 WATCHING = ("movement", "taylor")
@@ -39,7 +38,7 @@ class MaskGroup:
         iterations: keras.Variable,
         origin: int,
         pattern: Pattern,
-        criterion: Criterion,
+        criterion: str,
         together: bool,
         shares: Sequence[float],
     ) -> None:

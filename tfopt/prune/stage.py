@@ -13,7 +13,7 @@ from tfopt.invariants import Sparsity
 from tfopt.order import require_order
 from tfopt.patterns import Pattern
 from tfopt.prune.callback import PruningCallback, check_method
-from tfopt.prune.masks import WATCHING, Criterion
+from tfopt.prune.masks import WATCHING
 from tfopt.prune.targets import Targets, find_targets
 from tfopt.schedules import PolynomialDecay, check_plan, last_update
 from tfopt.stage import Outcome, Stage, Work
@@ -54,7 +54,7 @@ class Prune(Stage):
     layers: Targets = None
     fit: Fit = Fit()
     pattern: str = "unstructured"
-    criterion: Criterion = "magnitude"
+    criterion: str = "magnitude"
 
     def __post_init__(self) -> None:
         if self.final_sparsity is not None:
