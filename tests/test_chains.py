@@ -49,7 +49,15 @@ def check(names, work):
             assert len(np.unique(np.abs(tensor))) <= 8
 
 
-@pytest.mark.parametrize("names", itertools.product(STAGES, STAGES), ids="-".join)
+# Every pair is run; those of one technique, and those that a longer chain holds, with the slow tests.
+FAST = {*REFUSED, ("PruneChannels", "QuantizeAware"), ("QuantizeAware", "Prune"), ("Cluster", "PruneChannels")}
+PAIRS = [
+    pytest.param(names, marks=[pytest.mark.slow] * (names not in FAST), id="-".join(names))
+    for names in itertools.product(STAGES, STAGES)
+]
+
+
+@pytest.mark.parametrize("names", PAIRS)
 def test_pairs(names, data, tmp_path):
     if names in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[names]):

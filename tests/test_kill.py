@@ -78,6 +78,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, digits_dir, undist
     check_kills([rng.uniform(0.1, 0.9) * seconds for _ in range(10)], tmp_path, digits_dir, expected)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_its_last_finished_epoch(tmp_path, digits_dir, undisturbed):
     """Waits for the checkpoint of the first pruning epoch before it kills."""
     expected, _ = undisturbed

@@ -63,8 +63,8 @@ def allocate(
     require(
         reached(highest),
         f"the target {dict(target)} cannot be reached with ratios up to "
-        f"{max(level for row in found.values.values() for level in row)}: the nearest is {shares_of(ratios(highest))}. Measure "
-        "the sensitivity at higher levels, or give a ratio",
+        f"{max(level for row in found.values.values() for level in row)}: the nearest is "
+        f"{shares_of(ratios(highest))}. Measure the sensitivity at higher levels, or give a ratio",
     )
     low, high = min(0.0, *(found.drop(layer, level) for layer, row in found.values.items() for level in row)), highest
     for _ in range(_STEPS):
