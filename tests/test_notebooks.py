@@ -100,11 +100,8 @@ def test_each_notebook_has_its_figures():
     assert NOTEBOOKS.keys() == FIGURES.keys()
 
 
-# The first is run each time, the others with the slow tests.
-RUNS = [pytest.param(name, marks=[pytest.mark.slow] * (index > 0)) for index, name in enumerate(NOTEBOOKS)]
-
-
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs_and_its_figures_hold(name, tmp_path, kernel):
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     folder = tmp_path / "reader"

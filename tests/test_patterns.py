@@ -148,6 +148,7 @@ def test_training_ends_at_the_sparsity_and_the_int8_file_has_it(method, tmp_path
             assert max(each.max() for each in nonzeros_of_groups(rows, form.ratio[1])) <= form.ratio[0]
 
 
+@pytest.mark.slow
 def test_xla_prunes_alike():
     for options in ({"pattern": "2x2"}, {"pattern": "2:4"}, {"criterion": "global_magnitude"}, {"criterion": "taylor"}):
         schedule = tfopt.PolynomialDecay(0.0, 0.5, 4, 12, frequency=4)

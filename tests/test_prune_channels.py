@@ -75,6 +75,7 @@ def test_a_target_shared_out_by_sensitivity(trained, data, tmp_path):
     assert work.model.count_params() <= 0.75 * trained.count_params()
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_file(trained, tmp_path):
     plan = plan_pruning(trained, target={"bytes": 0.8}, multiple=1)
     small = tfopt.prune_channels(trained, target={"bytes": 0.8}, multiple=1)

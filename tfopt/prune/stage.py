@@ -134,12 +134,14 @@ class Prune(Stage):
         variables, finals, _ = find_targets(model, self.layers, pattern)
         targets = {}
         for variable, final in zip(variables, finals, strict=True):
-            shape = tuple(variable.shape)
-            if self.criterion != "global_magnitude":
-                zeros = pattern.zero_count(shape, self.target if final is None else final)
-            else:
+            shape, asked = tuple(variable.shape), self.target if final is None else final
+            if self.criterion == "global_magnitude":
                 zeros = pattern.structured_zeros(keras.ops.convert_to_numpy(variable)) if reached else 0
-            targets[variable.path] = zeros / math.prod(shape)
+                targets[variable.path] = zeros / math.prod(shape)
+            elif self.pattern == "unstructured":
+                targets[variable.path] = asked
+            else:
+                targets[variable.path] = pattern.zero_count(shape, asked) / math.prod(shape)
         return Sparsity(targets, self.pattern)
 
     def schedule_over(self, steps: int) -> Any:
