@@ -1,6 +1,6 @@
 """Fewer channels against training a narrower network: accuracy, multiplications, bytes and latency, int8 included.
 
-    python -m recipes.benchmarks.channels_accuracy --data_dir=~/tensorflow_datasets \\
+    python -m recipes.benchmarks.channels_accuracy --dataset=cifar10 --data_dir=~/tensorflow_datasets \\
         --model=mlperf_resnet8_cifar10.keras --value_high=255 --macs=0.5
 
 Four int8 files of one task: of the whole model; of the model without the channels that matter least, all layers giving
@@ -18,19 +18,14 @@ import rich.table
 from absl import app, flags
 
 import tfopt
+from recipes.benchmarks.qat_accuracy import BATCH, DATA_DIR, DATASET, MODEL, MORE, RATE, VALUE_HIGH
 from tfopt.channels.plan import plan_channels
 from tfopt.measure.latency import measure_latencies
 from tfopt.report import describe_environment
 
-_DATASET = flags.DEFINE_string("dataset", "cifar10", "A TFDS image classification set.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the prepared TFDS sets.")
-_MODEL = flags.DEFINE_string("model", None, "A trained model.", required=True)
-_VALUE_HIGH = flags.DEFINE_float("value_high", 1.0, "What pixel value 255 becomes in the model's input.")
 _MACS = flags.DEFINE_float("macs", 0.5, "The share of the multiplications that remains.")
 _EPOCHS = flags.DEFINE_integer("train_epochs", 16, "Of the training after the channels went.", lower_bound=1)
-_QAT = flags.DEFINE_integer("qat_epochs", 3, "Of the quantization-aware training.", lower_bound=1)
-_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Highest learning rate of the first, half of it for the second.")
-_BATCH = flags.DEFINE_integer("batch_size", 128, "Examples a training step.", lower_bound=1)
+_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Highest learning rate of that training.")
 
 
 def from_scratch(model: keras.Model) -> keras.Model:
@@ -40,13 +35,15 @@ def from_scratch(model: keras.Model) -> keras.Model:
 
 def main(_: list[str]) -> None:
     """Prints the table."""
+    if MODEL.value is None:
+        raise app.UsageError("--model names no trained model to take channels from")
     keras.utils.set_random_seed(0)
-    value_range = (0.0, _VALUE_HIGH.value)
-    data = tfopt.from_tfds(_DATASET.value, _DATA_DIR.value, batch_size=_BATCH.value, value_range=value_range)
-    whole = tfopt.load_model(_MODEL.value)
+    value_range = (0.0, VALUE_HIGH.value)
+    data = tfopt.from_tfds(DATASET.value, DATA_DIR.value, batch_size=BATCH.value, value_range=value_range)
+    whole = tfopt.load_model(MODEL.value)
     target, fit = {"macs": _MACS.value}, tfopt.Fit(tfopt.Cosine(_RATE.value))
     narrow = from_scratch(tfopt.prune_channels(whole, target=target))
-    quantize = [tfopt.QuantizeAware(_QAT.value, fit=tfopt.Fit(tfopt.Cosine(_RATE.value / 2))), tfopt.ExportTFLite()]
+    quantize = [tfopt.QuantizeAware(MORE.value, fit=tfopt.Fit(tfopt.Cosine(RATE.value))), tfopt.ExportTFLite()]
     ways: dict[str, tuple[keras.Model, list[tfopt.Stage]]] = {
         "whole": (whole, []),
         "channels, uniform": (whole, [tfopt.PruneChannels(target=target, epochs=_EPOCHS.value, fit=fit)]),
@@ -71,7 +68,7 @@ def main(_: list[str]) -> None:
             paths.append(file["path"])
         latencies = measure_latencies(paths)
         table = rich.table.Table(
-            "model", "MACs", "float", "int8", "bytes", "latency, ms", "against whole", title=f"{_DATASET.value}, int8"
+            "model", "MACs", "float", "int8", "bytes", "latency, ms", "against whole", title=f"{DATASET.value}, int8"
         )
         for (name, macs, accuracy, file), latency in zip(rows, latencies, strict=True):
             table.add_row(
@@ -85,7 +82,7 @@ def main(_: list[str]) -> None:
             )
         console = rich.console.Console()
         console.print(table)
-        console.print(f"{_EPOCHS.value} + {_QAT.value} epochs, 1 thread, {describe_environment()['cpu']}")
+        console.print(f"{_EPOCHS.value} + {MORE.value} epochs, 1 thread, {describe_environment()['cpu']}")
 
 
 if __name__ == "__main__":

@@ -19,14 +19,12 @@ import rich.console
 import rich.table
 import tensorflow as tf
 import tf_keras
-from absl import app, flags
+from absl import app
 
 import tfopt
-from recipes.benchmarks.both import BATCHES, CLASSES, MODELS, SHAPES
+from recipes.benchmarks.both import BATCHES, CLASSES, MODELS, ROUNDS, SHAPES, STEPS
 from tfopt.report import describe_environment
 
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "How often the variants take turns.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 60, "Training steps in a turn.", lower_bound=1)
 # Masks are renewed every ten steps: ten times as often as by TFMOT's default.
 _FREQUENCY = 10
 _MODEL = "ds_cnn"
@@ -63,7 +61,7 @@ VARIANTS = {
 
 def main(_: list[str]) -> None:
     """Prints the median step times and the medians of the ratios."""
-    rng, steps, batch = np.random.default_rng(0), _STEPS.value, BATCHES[_MODEL]
+    rng, steps, batch = np.random.default_rng(0), STEPS.value, BATCHES[_MODEL]
     x, y = rng.random((batch * 4, *SHAPES[_MODEL]), "float32"), rng.integers(0, CLASSES, batch * 4)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch).repeat(steps // 4 + 1).take(steps)
     models = {}
@@ -73,7 +71,7 @@ def main(_: list[str]) -> None:
         models[name] = model, callbacks
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     # The first turn traces the functions and is not counted.
-    for turn in range(_ROUNDS.value + 1):
+    for turn in range(ROUNDS.value + 1):
         for name in list(VARIANTS) if turn % 2 else list(reversed(VARIANTS)):
             model, callbacks = models[name]
             started = time.perf_counter()
@@ -88,7 +86,7 @@ def main(_: list[str]) -> None:
     console = rich.console.Console()
     console.print(table)
     console.print(
-        f"Medians of {_ROUNDS.value} turns of {steps} steps, masks renewed every {_FREQUENCY}, "
+        f"Medians of {ROUNDS.value} turns of {steps} steps, masks renewed every {_FREQUENCY}, "
         f"{describe_environment()['cpu']}"
     )
 

@@ -18,24 +18,24 @@ from absl import app, flags
 import tfopt
 from tfopt.report import describe_environment
 
-_DATASET = flags.DEFINE_string("dataset", "fashion_mnist", "A TFDS image classification set.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the prepared TFDS sets.")
-_MODEL = flags.DEFINE_string("model", None, "A trained model to start from; else a DS-CNN is trained.")
-_VALUE_HIGH = flags.DEFINE_float("value_high", 1.0, "What pixel value 255 becomes in the model's input.")
+DATASET = flags.DEFINE_string("dataset", "fashion_mnist", "A TFDS image classification set.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the prepared TFDS sets.")
+MODEL = flags.DEFINE_string("model", None, "A trained model to start from; else a DS-CNN is trained.")
+VALUE_HIGH = flags.DEFINE_float("value_high", 1.0, "What pixel value 255 becomes in the model's input.")
 _EPOCHS = flags.DEFINE_integer("epochs", 10, "Of the float training.", lower_bound=1)
-_MORE = flags.DEFINE_integer("qat_epochs", 3, "Of the three trainings that follow.", lower_bound=1)
-_RATE = flags.DEFINE_float("qat_learning_rate", 5e-4, "Their highest learning rate.")
+MORE = flags.DEFINE_integer("qat_epochs", 3, "Of the three trainings that follow.", lower_bound=1)
+RATE = flags.DEFINE_float("qat_learning_rate", 5e-4, "Their highest learning rate.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
 _BITS = flags.DEFINE_multi_integer("bits", [8, 4], "Of the weights.")
-_BATCH = flags.DEFINE_integer("batch_size", 128, "Examples a training step.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch_size", 128, "Examples a training step.", lower_bound=1)
 
 
 def float_work(data: tfopt.Data, folder: pathlib.Path, seed: int) -> tfopt.Work:
     """A trained float model."""
     fit = tfopt.Fit(tfopt.Cosine(2e-3))
     start = (
-        [tfopt.LoadModel(_MODEL.value)]
-        if _MODEL.value
+        [tfopt.LoadModel(MODEL.value)]
+        if MODEL.value
         else [tfopt.Build(tfopt.models.ds_cnn), tfopt.Train(_EPOCHS.value, fit=fit)]
     )
     return tfopt.run(start, tfopt.Work(data=data, workdir=folder / "float", seed=seed))
@@ -43,23 +43,23 @@ def float_work(data: tfopt.Data, folder: pathlib.Path, seed: int) -> tfopt.Work:
 
 def main(_: list[str]) -> None:
     """Prints a row for each seed and kind of training."""
-    value_range = (0.0, _VALUE_HIGH.value)
-    data = tfopt.from_tfds(_DATASET.value, _DATA_DIR.value, batch_size=_BATCH.value, value_range=value_range)
-    fit = tfopt.Fit(tfopt.Cosine(_RATE.value))
+    value_range = (0.0, VALUE_HIGH.value)
+    data = tfopt.from_tfds(DATASET.value, DATA_DIR.value, batch_size=BATCH.value, value_range=value_range)
+    fit = tfopt.Fit(tfopt.Cosine(RATE.value))
     columns = "seed", "training", "accuracy", "against float", "bytes", "kernels", "argmax equal", "mean LSB", "noise"
-    table = rich.table.Table(*columns, title=f"{_DATASET.value}, {data.sizes['test']:,} test images")
+    table = rich.table.Table(*columns, title=f"{DATASET.value}, {data.sizes['test']:,} test images")
     with tempfile.TemporaryDirectory() as name:
         for seed in range(_SEEDS.value):
             folder = pathlib.Path(name, str(seed))
             base = float_work(data, folder, seed)
             start = tfopt.Work(base.model, data, folder / "more", seed=seed)
-            more = tfopt.run([tfopt.Train(_MORE.value, fit=fit)], start)
+            more = tfopt.run([tfopt.Train(MORE.value, fit=fit)], start)
             reference = more.report.stages[-1].metrics["after"]["accuracy"]
             before = base.report.stages[-1].metrics["after"]["accuracy"]
             table.add_row(str(seed), "float", f"{before:.4f}", f"{100 * (before - reference):+.2f}", *[""] * 5)
             table.add_row("", "float, trained on", f"{reference:.4f}", "", *[""] * 5)
             for bits in _BITS.value:
-                stages = [tfopt.QuantizeAware(_MORE.value, weight_bits=bits, fit=fit), tfopt.ExportTFLite()]
+                stages = [tfopt.QuantizeAware(MORE.value, weight_bits=bits, fit=fit), tfopt.ExportTFLite()]
                 work = tfopt.run(stages, tfopt.Work(base.model, data, folder / f"int{bits}", seed=seed))
                 file = work.report.artefacts["tflite"]
                 for xnnpack in (True, False):
@@ -81,7 +81,7 @@ def main(_: list[str]) -> None:
             table.add_section()
     console = rich.console.Console()
     console.print(table)
-    console.print(f"{_MORE.value} epochs after the float training, {describe_environment()['cpu']}")
+    console.print(f"{MORE.value} epochs after the float training, {describe_environment()['cpu']}")
 
 
 if __name__ == "__main__":

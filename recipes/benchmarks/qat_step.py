@@ -27,12 +27,10 @@ import tf_keras
 from absl import app, flags
 
 import tfopt
-from recipes.benchmarks.both import BATCHES, CLASSES, MODELS, SHAPES
+from recipes.benchmarks.both import BATCHES, CLASSES, MODELS, ROUNDS, SHAPES, STEPS
 from tfopt.report import describe_environment
 
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "How often the variants take turns.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 20, "Training steps in a turn.", lower_bound=1)
-_MODELS = flags.DEFINE_list("models", ["ds_cnn", "mobilenet_v2"], "Which models.")
+_MODELS = flags.DEFINE_list("networks", ["ds_cnn", "mobilenet_v2"], "Which models.")
 _MEMORY = flags.DEFINE_string("memory_of", None, "Internal: prints the memory of one variant, 'model/variant'.")
 
 
@@ -68,11 +66,11 @@ def batches(name: str, steps: int) -> tf.data.Dataset:
 
 def time_steps(name: str) -> dict[str, list[float]]:
     """Seconds a step of each variant, by turn."""
-    data, steps = batches(name, _STEPS.value), _STEPS.value
+    data, steps = batches(name, STEPS.value), STEPS.value
     models = {variant: compiled(name, variant) for variant in VARIANTS}
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     # The first turn traces the functions and is not counted.
-    for turn in range(_ROUNDS.value + 1):
+    for turn in range(ROUNDS.value + 1):
         for variant in list(VARIANTS) if turn % 2 else list(reversed(VARIANTS)):
             started = time.perf_counter()
             models[variant].fit(data, epochs=1, verbose=0)
@@ -131,7 +129,7 @@ def main(_: list[str]) -> None:
             )
         console.print(table)
     environment = describe_environment()
-    console.print(f"Medians of {_ROUNDS.value} turns of {_STEPS.value} steps, {environment['cpu']}")
+    console.print(f"Medians of {ROUNDS.value} turns of {STEPS.value} steps, {environment['cpu']}")
 
 
 if __name__ == "__main__":
