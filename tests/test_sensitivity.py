@@ -35,6 +35,19 @@ def test_sparsity_is_that_of_one_kernel_at_a_time(trained, data):
     assert found.values["conv"][0.9] == pytest.approx(evaluate(pruned, data, "validation")["accuracy"])
 
 
+def test_all_kernels_of_a_layer_change_together():
+    x = np.random.default_rng(0).normal(size=(120, 6, 3)).astype("float32")
+    data = tfopt.as_data((x, (x[:, :, 0].sum(1) > 0).astype(int)))
+    model = keras.Sequential([keras.Input((6, 3)), keras.layers.GRU(8, name="gru"), keras.layers.Dense(2, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    found = tfopt.sensitivity(model, data, levels=[0.9], layers=["gru"])
+    assert found.metric == "loss"
+    for kernel in (model.layers[0].cell.kernel, model.layers[0].cell.recurrent_kernel):
+        kernel.assign(kernel * magnitude_mask(kernel, 0.9))
+    (metric,) = [metric for row in found.values.values() for metric in row.values()]
+    assert metric == pytest.approx(evaluate(model, data, "validation")["loss"], rel=1e-6)
+
+
 def test_ratio_removes_channels(trained, data):
     found = tfopt.sensitivity(trained, data, "ratio", levels=(0.0, 0.75))
     assert set(found.values) == {"conv", "hidden"}

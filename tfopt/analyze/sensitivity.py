@@ -35,7 +35,7 @@ def sensitivity(
     """Measures what each layer alone costs when it is pruned, narrowed or rounded, without training.
 
     Args:
-      model: a trained Keras model; unchanged afterwards.
+      model: a trained Keras model; it stays as it is.
       data: what it was trained for; examples of the validation split are used.
       kind: "sparsity": the smallest weights of each kernel become zero. "ratio": channels are removed, of a functional
         or Sequential model. "bits": weights are rounded to integers, a scale for each channel.
@@ -71,9 +71,10 @@ def sensitivity(
     # In memory, as it is read for each variant.
     (taken,) = known.batches("validation").unbatch().take(examples).batch(examples)
     batches = tf.data.Dataset.from_tensor_slices(taken).batch(known.batch_size)
-    variants = list(_narrowed(model, levels, layers) if kind == "ratio" else _rewritten(model, kind, levels, layers))
-    before = model.get_weights()
-    judge = keras.models.clone_model(model)
+    if kind == "ratio":
+        variants = list(_narrowed(model, levels, layers))
+    else:
+        variants = list(_rewritten(model, kind, levels, layers))
 
     def measure(candidate: keras.Model) -> tuple[str, float]:
         if not candidate.compiled:
@@ -82,40 +83,46 @@ def sensitivity(
         name = "accuracy" if "accuracy" in found else "loss"
         return name, float(found[name])
 
-    judge.set_weights(before)
-    metric, baseline = measure(judge)
+    metric, baseline = measure(_altered(keras.models.clone_model(model), model.get_weights(), {}))
     values: dict[str, dict[float, float]] = {}
     bar = current_bar(len(variants))
     for number, (name, level, make) in enumerate(variants, 1):
-        changed = make()
-        if changed is model:
-            judge.set_weights(model.get_weights())
-            model.set_weights(before)
-            changed = judge
-        values.setdefault(name, {})[level] = measure(changed)[1]
+        values.setdefault(name, {})[level] = measure(make())[1]
         bar.update(number)
     return Sensitivity(kind, metric, baseline, values)
 
 
 def _rewritten(model: keras.Model, kind: Kind, levels: Sequence[float], layers: LayerSelection) -> Iterator[_Variant]:
-    """Variants of the same shapes: other values in one kernel."""
+    """Variants of the same shapes: other values in the kernels of one layer."""
+    weights, judge = model.get_weights(), keras.models.clone_model(model)
     kernels = {id(each) for each in select_kernels(model, layers, "pruned" if kind == "sparsity" else "rounded")[0]}
-    owners = [(layer, each) for layer, each in owned_variables(model) if id(each) in kernels]
-    for layer, variable in owners:
+    places = {id(each): place for place, each in enumerate(model.weights)}
+    # By name, as `layers` selects them: a recurrent layer has two kernels.
+    by_name: dict[str, dict[int, keras.Layer]] = {}
+    for layer, variable in owned_variables(model):
+        if id(variable) in kernels:
+            by_name.setdefault(layer.name, {})[places[id(variable)]] = layer
+    for name, owners in by_name.items():
         for level in levels:
-
-            def make(layer: Any = layer, variable: Any = variable, level: float = level) -> keras.Model:
-                value = keras.ops.convert_to_numpy(variable)
-                variable.assign(
-                    value * _mask(value, level) if kind == "sparsity" else _rounded(layer, value, int(level))
-                )
-                return model
-
-            yield layer.name, level, make
+            if kind == "sparsity":
+                changes = {place: functools.partial(_pruned, sparsity=level) for place in owners}
+            else:
+                changes = {
+                    place: functools.partial(_rounded, owner, bits=int(level)) for place, owner in owners.items()
+                }
+            yield name, level, functools.partial(_altered, judge, weights, changes)
 
 
-def _mask(value: np.ndarray, sparsity: float) -> np.ndarray:
-    return keras.ops.convert_to_numpy(magnitude_mask(value, sparsity))
+def _altered(
+    judge: keras.Model, weights: Sequence[np.ndarray], changes: Mapping[int, Callable[[np.ndarray], np.ndarray]]
+) -> keras.Model:
+    """The model with these weights, some of them changed, by their places."""
+    judge.set_weights([changes[place](each) if place in changes else each for place, each in enumerate(weights)])
+    return judge
+
+
+def _pruned(value: np.ndarray, sparsity: float) -> np.ndarray:
+    return value * keras.ops.convert_to_numpy(magnitude_mask(value, sparsity))
 
 
 def _rounded(layer: keras.layers.Layer, value: np.ndarray, bits: int) -> np.ndarray:
