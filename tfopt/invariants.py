@@ -153,14 +153,21 @@ def keeping(model: keras.Model, promises: Sequence[Invariant]) -> Iterator[None]
     """
     before = [(variable, variable.constraint) for variable in model.trainable_variables]
     try:
-        for variable, own in before:
-            parts = [part for promise in promises if (part := promise.constraint(variable)) is not None]
-            if parts:
-                variable.constraint = Constraints([own, *parts] if own is not None else parts)
+        for variable, _ in before:
+            add_constraints(
+                variable, [part for promise in promises if (part := promise.constraint(variable)) is not None]
+            )
         yield
     finally:
         for variable, own in before:
             variable.constraint = own
+
+
+def add_constraints(variable: keras.Variable, parts: Sequence[Constraint]) -> None:
+    """Attaches constraints to a variable, after the one that it has."""
+    own = variable.constraint
+    if parts:
+        variable.constraint = Constraints([*([] if own is None else [own]), *parts])
 
 
 class Constraints:

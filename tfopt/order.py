@@ -3,11 +3,10 @@
 from collections.abc import Collection
 from typing import Literal
 
-import keras
-
 from tfopt.clusters import Clustered
 from tfopt.config import require
 from tfopt.invariants import Sparsity
+from tfopt.quantize.frozen import is_quantized
 from tfopt.stage import Work
 
 Change = Literal["zeros", "clusters", "channels"]
@@ -33,13 +32,13 @@ def require_order(work: Work, change: Change, paths: Collection[str] = ()) -> No
         )
     if change == "clusters":
         require(
-            not _is_quantized(work.need_model()),
+            not is_quantized(work.need_model()),
             "the model is quantization-aware: it was rewritten for weights with many values, whose clusters would not "
             "be clusters of integers in the file. Put Cluster before QuantizeAware",
         )
     if change == "channels":
         require(
-            not _is_quantized(work.need_model()),
+            not is_quantized(work.need_model()),
             "the model is quantization-aware, and its ranges are those of the channels it has: put PruneChannels "
             "before QuantizeAware",
         )
@@ -49,10 +48,3 @@ def require_order(work: Work, change: Change, paths: Collection[str] = ()) -> No
             f"a share of zeros is promised for {', '.join(sparse)}, and what remains of them could have fewer: put "
             "PruneChannels before Prune",
         )
-
-
-def _is_quantized(model: keras.Model) -> bool:
-    # Here alone a technique is known to another one's validation.
-    from tfopt.quantize.frozen import is_quantized
-
-    return is_quantized(model)

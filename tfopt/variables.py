@@ -24,6 +24,14 @@ def owned_variables(model: keras.Model) -> list[tuple[keras.Layer, keras.Variabl
     return list(owners.values())
 
 
+def step_counter(model: keras.Model) -> keras.Variable:
+    """The optimizer's own count of training steps, of a compiled model."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    # The public `iterations` counts updates: with gradient accumulation it is a new tensor each time, and smaller
+    # than the steps that fit plans.
+    return optimizer._iterations
+
+
 def all_layers(model: keras.Model) -> list[keras.Layer]:
     """Every layer inside the model, at any depth, once."""
     return list({id(layer): layer for layer in model._flatten_layers(include_self=False)}.values())

@@ -10,9 +10,9 @@ from tfopt.cluster.centroids import INITIALIZATIONS, Initialization
 from tfopt.cluster.shared import SharedValues
 from tfopt.clusters import Clustered
 from tfopt.config import require
-from tfopt.invariants import Constraints
+from tfopt.invariants import add_constraints
 from tfopt.kernels import select_kernels
-from tfopt.variables import LayerSelection
+from tfopt.variables import LayerSelection, step_counter
 
 
 class ClusteringCallback(keras.callbacks.Callback):
@@ -115,15 +115,13 @@ class ClusteringCallback(keras.callbacks.Callback):
         variables, self.skipped = clustered_variables(
             self.model, self.layers, self.number_of_clusters, self.per_channel
         )
-        # The public `iterations` counts updates, which are fewer where gradients are accumulated.
-        steps = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)._iterations
+        steps = step_counter(self.model)
         self._shared = []
         for variable in variables:
             shared = SharedValues(
                 variable, self.number_of_clusters, self.initialization, self.per_channel, self.refresh, steps
             )
-            own = variable.constraint
-            variable.constraint = shared if own is None else Constraints([own, shared])
+            add_constraints(variable, [shared])
             self._shared.append(shared)
         self._clustered_model = self.model
         # A training step traced before knows nothing of the constraints.

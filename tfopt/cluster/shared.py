@@ -37,16 +37,15 @@ class SharedValues:
     ) -> None:
         self.variable, self.refresh, self.iterations = variable, refresh, iterations
         values = keras.ops.convert_to_numpy(variable).astype("float32")
-        self.has_zeros = bool((values == 0).any())
-        self.count = count - self.has_zeros
+        self.count = count - bool((values == 0).any())
         self.rows = values.shape[-1] if per_channel else 1
         # One row for each set of clusters.
         matrix = values.reshape(-1, values.shape[-1]).T if per_channel else values.reshape(1, -1)
         self.matrix_shape = matrix.shape
-        self.alive = replica_variable((matrix != 0) if self.has_zeros else np.ones(matrix.shape), variable)
+        self.alive = replica_variable(matrix != 0, variable)
         centroids, members = np.zeros((self.rows, self.count), "float32"), np.zeros(matrix.shape, "float32")
         for row, weights in enumerate(matrix):
-            kept = weights[weights != 0] if self.has_zeros else weights
+            kept = weights[weights != 0]
             if kept.size:
                 centroids[row] = first_centroids(kept, self.count, initialization)
                 members[row] = nearest(weights, centroids[row])
@@ -60,9 +59,8 @@ class SharedValues:
         """The clustered value after a training step; called by the optimizer."""
         value = tf.convert_to_tensor(value)
         matrix = self._to_matrix(tf.cast(value, tf.float32))
-        before = tf.convert_to_tensor(self.centroids)
         if self.free is not None:
-            self.free.assign_add((matrix - self._shared(before)) * self.alive)
+            self.free.assign_add((matrix - self._shared(tf.convert_to_tensor(self.centroids))) * self.alive)
             # Constraints run before the optimizer counts the step they belong to.
             step = tf.cast(self.iterations, tf.int64) + 1
             tf.cond(step % self.refresh == 0, self._reassign, lambda: None)

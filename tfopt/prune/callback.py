@@ -4,6 +4,7 @@ Masks are applied and renewed by constraints on the variables, inside the compil
 and fall due at the same steps whatever `steps_per_execution`, XLA, precision policy or strategy.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,13 @@ import numpy as np
 from absl import logging
 
 from tfopt.config import require
-from tfopt.invariants import Constraints, Sparsity
+from tfopt.invariants import Sparsity, add_constraints
 from tfopt.patterns import Pattern
 from tfopt.prune.magnitude import measure_sparsity
 from tfopt.prune.masks import CRITERIA, WATCHING, MaskGroup
 from tfopt.prune.targets import Targets, find_targets
 from tfopt.schedules import check_plan, final_sparsity, last_update
+from tfopt.variables import step_counter
 
 
 class PruningCallback(keras.callbacks.Callback):
@@ -98,14 +100,13 @@ class PruningCallback(keras.callbacks.Callback):
         whole = final_sparsity(self.schedule)
         shares = [1.0 if final is None else final / float(whole or 1.0) for final in finals]
         # A checkpoint may have been restored already, with the optimizer's count of steps.
-        origin = int(self._restored["origin"]) if self._restored else _iterations(model)
+        origin = int(self._restored["origin"]) if self._restored else int(step_counter(model).numpy())
         together = self.criterion == "global_magnitude"
         self._group = MaskGroup(
-            variables, self.schedule, _step_counter(model), origin, self.pattern, self.criterion, together, shares
+            variables, self.schedule, step_counter(model), origin, self.pattern, self.criterion, together, shares
         )
         for index, variable in enumerate(variables):
-            mask, own = self._group.constraint(index), variable.constraint
-            variable.constraint = mask if own is None else Constraints([own, mask])
+            add_constraints(variable, [functools.partial(self._group.step, index)])
         self._pruned_model = model
         # A training step traced by an earlier fit knows nothing of the constraints.
         model.train_function = None
@@ -160,7 +161,7 @@ class PruningCallback(keras.callbacks.Callback):
         return [] if self._group is None else self._group.variables
 
     def _step(self) -> int:
-        return _iterations(self.model) - self._masks.origin
+        return int(step_counter(self.model).numpy()) - self._masks.origin
 
 
 def check_method(schedule: Any, pattern: Pattern, layers: Targets, criterion: str) -> None:
@@ -193,15 +194,3 @@ def check_method(schedule: Any, pattern: Pattern, layers: Targets, criterion: st
         criterion not in WATCHING or getattr(schedule, "begin_step", 1) > 0,
         f"{criterion} has seen nothing at step 0: let the schedule begin later, after an epoch for instance",
     )
-
-
-def _step_counter(model: keras.Model) -> keras.Variable:
-    """The optimizer's own count of training steps."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    # The public `iterations` counts updates: with gradient accumulation it is a new tensor each time, and smaller
-    # than the steps that fit plans.
-    return optimizer._iterations
-
-
-def _iterations(model: keras.Model) -> int:
-    return int(_step_counter(model).numpy())

@@ -50,12 +50,9 @@ class MaskGroup:
         self.scores = [replica_variable(np.zeros(each.shape), each) for each in variables] if watches else []
         self.seen = [replica_variable(keras.ops.convert_to_numpy(each), each) for each in variables] if watches else []
 
-    def constraint(self, index: int) -> "ScheduledMask":
-        """What the optimizer calls at the end of each step for a variable."""
-        return ScheduledMask(self, index)
-
-    def step(self, index: int, value: tf.Tensor) -> tf.Tensor:
-        """The masked value of a variable after a training step."""
+    def step(self, index: int, value: Any) -> tf.Tensor:
+        """The masked value of a variable; called by the optimizer at the end of each step, as its constraint."""
+        value = tf.convert_to_tensor(value)
         if self.scores:
             # A step moves a weight against its gradient: w * g is -w * dw, but for the learning rate.
             product = tf.cast(self.seen[index], tf.float32) * (tf.cast(value, tf.float32) - self.seen[index])
@@ -131,14 +128,3 @@ class MaskGroup:
             digest = hashlib.sha256(self.variables[index].path.encode()).digest()
             return tf.random.stateless_uniform(value.shape, np.frombuffer(digest[:8], np.int32))
         return tf.convert_to_tensor(self.scores[index])
-
-
-class ScheduledMask:
-    """A constraint that multiplies a variable by its mask and renews the mask when the schedule says so."""
-
-    def __init__(self, group: MaskGroup, index: int) -> None:
-        self.group, self.index = group, index
-
-    def __call__(self, value: Any) -> tf.Tensor:
-        """The masked value; called by the optimizer at the end of each step."""
-        return self.group.step(self.index, tf.convert_to_tensor(value))

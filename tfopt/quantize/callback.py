@@ -7,6 +7,7 @@ import keras
 from tfopt.config import require
 from tfopt.quantize.frozen import is_quantized
 from tfopt.quantize.layer import QuantizedLayer
+from tfopt.variables import step_counter
 
 
 class FreezeRanges(keras.callbacks.Callback):
@@ -76,6 +77,4 @@ class FreezeRanges(keras.callbacks.Callback):
         self.model.make_train_function(force=True)
 
     def _step(self) -> int:
-        # Not the public `iterations`, which counts updates where gradients are accumulated.
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        return int(optimizer._iterations.numpy())
+        return int(step_counter(self.model).numpy())
