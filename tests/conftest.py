@@ -77,3 +77,14 @@ def small_model(dropout: float = 0.0) -> keras.Model:
     x = layers.Dropout(dropout, name="dropout")(x)
     x = layers.Dense(12, activation="relu", name="hidden")(x)
     return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax", name="out")(x), name="small")
+
+
+@pytest.fixture(scope="session")
+def trained() -> keras.Model:
+    """A small model that has learnt the blobs; not to be changed."""
+    x, y = blobs()
+    keras.utils.set_random_seed(0)
+    model = small_model()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    model.fit(x, y, batch_size=16, epochs=4, verbose=0)
+    return model

@@ -1,19 +1,16 @@
-"""Which channels go: criteria, ratios, targets, selections, and what is left whole or refused."""
+"""Which channels go: ratios, selections, and what is left whole or refused."""
 
 import re
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers, ops
 
-from tests.test_channels import assert_same, conv, head, image, randomized, residual, shared, two_outputs
+from tests.test_channels import assert_same, conv, head, image, randomized, residual, two_outputs
 from tfopt.channels.costs import Costs
 from tfopt.channels.ids import Ties
-from tfopt.channels.importance import by_class, scores
 from tfopt.channels.plan import ChannelPlan, kept_count, plan_channels
-from tfopt.channels.propagate import follow_channels
 from tfopt.channels.prune import prune_channels
 from tfopt.channels.rebuild import apply_plan
 
@@ -126,156 +123,6 @@ def test_a_plan_tells_all():
     assert plan.before.macs == 36 * 9 * (3 * 8 + 8 * 4 + 4 * 8) + 36 * 8 * 8 + 8 * 3
     assert plan.after.macs == 36 * 9 * (3 * 4 + 4 * 2 + 2 * 4) + 36 * 4 * 4 + 4 * 3
     assert eval(repr(plan), {"ChannelPlan": ChannelPlan, "Costs": Costs}) == plan
-
-
-def test_macs_of_every_kind():
-    x = image()
-    y = layers.DepthwiseConv2D(3, depth_multiplier=2)(x)
-    y = layers.SeparableConv2D(4, 2, strides=2, depth_multiplier=3)(y)
-    y = layers.Conv2D(6, 1, groups=2)(layers.Conv2D(4, 1, groups=4)(y))
-    y = layers.Conv2DTranspose(5, 2, strides=2)(y)
-    macs = 16 * 9 * 6 + (4 * 4 * 18 + 4 * 18 * 4) + 4 * 4 + 4 * 6 * 2 + 4 * 4 * 6 * 5 + 16 * 5 * 7
-    assert plan_channels(keras.Model(x, layers.Dense(7)(y)), ratio=0).before.macs == macs
-
-
-def test_multiplications_of_a_shared_layer_count_at_each_call():
-    plan = plan_channels(shared(), ratio=0)
-    assert plan.before.macs == 36 * 9 * 2 * (3 * 8 + 8 * 4) + 4 * 3
-
-
-# Targets
-
-
-@pytest.mark.parametrize(
-    "target", [{"macs": 0.4}, {"parameters": 0.6}, {"channels": 0.5}, {"macs": 0.7, "channels": 0.6}]
-)
-def test_a_target_is_just_reached(target):
-    model = randomized(mlp(32, 24, 40, 3))
-    plan = plan_channels(model, target=target, multiple=1)
-    small, _ = apply_plan(model, plan)
-    after = plan_channels(small, ratio=0).before
-    assert after == plan.after
-    shares = {key: getattr(after, key) / getattr(plan.before, key) for key in target}
-    assert all(shares[key] <= target[key] for key in target)
-    # One channel more of each layer would be too many for one of them.
-    assert any(shares[key] > target[key] - 0.08 for key in target)
-
-
-def test_a_target_that_is_reached_already():
-    model = randomized(mlp(8, 3))
-    plan = plan_channels(model, target={"macs": 1.0})
-    assert plan.kept == {}
-    assert_same(model, apply_plan(model, plan)[0], 1e-6)
-
-
-def test_a_target_out_of_reach_names_the_nearest():
-    model = randomized(mlp(32, 3))
-    # 4 inputs, at least 8 channels of 32, 3 outputs: a quarter.
-    with pytest.raises(ValueError, match=r"\{'macs': 0.1\} cannot be reached: the nearest is \{'macs': 0.25\}"):
-        plan_channels(model, target={"macs": 0.1})
-    nearest = plan_channels(model, target={"macs": 0.25})
-    assert nearest.after.macs == 7 * 8
-    assert plan_channels(model, target={"macs": 0.1}, multiple=1).after.macs == 7 * 3
-
-
-def test_multiplications_of_open_sizes_are_unknown():
-    x = keras.Input((None, None, 3))
-    model = randomized(keras.Model(x, head(conv(8)(x))))
-    assert plan_channels(model, ratio=0.5, multiple=1).after.macs is None
-    with pytest.raises(ValueError, match="leaves a size of its input open"):
-        plan_channels(model, target={"macs": 0.5})
-    assert plan_channels(model, target={"parameters": 0.6}, multiple=1).after.parameters <= 0.6 * model.count_params()
-
-
-# Criteria
-
-
-@pytest.mark.parametrize(("criterion", "kept"), [("l1", (1, 3)), ("l2", (0, 3))])
-def test_norms_of_filters(criterion, kept):
-    model = randomized(mlp(4, 2))
-    kernel = np.array([[0, 1, 0.1, -1], [0, 1, 0.1, 1], [2.5, -1, 0.1, 1], [0, 1, 0.1, 1]])
-    model.get_layer("dense_0").kernel.assign(kernel * [[1, 1, 1, 5]])
-    plan = plan_channels(model, ratio=0.5, criterion=criterion, multiple=1)
-    assert plan.kept == {"dense_0": kept}
-
-
-def test_filters_of_a_group_are_judged_relative_to_their_layers():
-    x = image()
-    small, large = conv(3, 1, name="small")(x), conv(3, 1, name="large")(x)
-    model = keras.Model(x, head(layers.Add()([small, large])))
-    model.get_layer("small").set_weights([np.full((1, 1, 3, 3), 0.01) * [9, 5, 1], np.zeros(3)])
-    model.get_layer("large").set_weights([np.full((1, 1, 3, 3), 10.0) * [3, 4, 8], np.zeros(3)])
-    # Relative to their means, together: 1.8 + 0.6, 1 + 0.8, 0.2 + 1.6.
-    assert plan_channels(model, ratio=0.5, multiple=1).kept["small"] == (0, 2)
-    assert plan_channels(model, ratio=0.7, multiple=1).kept["small"] == (0,)
-
-
-def test_ties_go_in_order():
-    model = randomized(mlp(6, 2))
-    model.get_layer("dense_0").kernel.assign(np.ones((4, 6)))
-    assert plan_channels(model, ratio=0.5, multiple=1).kept == {"dense_0": (3, 4, 5)}
-
-
-def test_gamma():
-    model = randomized(normed())
-    model.get_layer("norm").gamma.assign([0.1, -3.0, 2.0, -0.2])
-    plan = plan_channels(model, ratio=0.5, criterion="bn_gamma", multiple=1)
-    assert plan.kept == {"first": (1, 2)}
-    assert plan.skipped["second"] == "no BatchNormalization with a gamma scales its channels"
-
-
-def test_taylor_is_the_product_of_weights_and_gradients():
-    model = randomized(mlp(6, 5, 3))
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(48, 4)).astype("float32"), rng.integers(0, 3, 48)
-    expected = np.zeros(6)
-    kernel = model.get_layer("dense_0").kernel
-    for start in (0, 32):
-        with tf.GradientTape() as tape:
-            rows = slice(start, start + 32)
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(y[rows], model(x[rows], training=False))
-            )
-        expected += np.abs(np.sum(np.asarray(kernel) * np.asarray(tape.gradient(loss, kernel.value)), axis=0)) / 2
-    flow = follow_channels(model)
-    found = by_class(scores(model, flow, "taylor", (x, y)), flow.ties.classes().labels)
-    ids = next(iter(flow.producers.values())).ids
-    np.testing.assert_allclose(found[ids], expected / expected.mean(), rtol=1e-4)
-    batched = tf.data.Dataset.from_tensor_slices((x, y, np.ones(48))).batch(32)
-    plans = [plan_channels(model, ratio=0.5, criterion="taylor", data=data, multiple=1) for data in ((x, y), batched)]
-    assert plans[0] == plans[1]
-    assert plans[0].kept["dense_0"] == tuple(sorted(np.argsort(expected)[3:].tolist()))
-
-
-def test_taylor_uses_the_compiled_loss_and_leaves_the_model_as_it_was():
-    model = randomized(mlp(6, 2))
-    before = model.get_weights()
-    x, y = np.ones((4, 4), "float32"), np.ones((4, 2), "float32")
-    with pytest.raises(ValueError, match="compile the model with its own"):
-        plan_channels(model, ratio=0.5, criterion="taylor", data=(x, y))
-    model.compile("sgd", "mse")
-    # The second output hangs on two filters only.
-    model.get_layer("dense_1").set_weights(
-        [np.array([[0, 0], [0, 1.0], [0, 0], [0, 0], [0, 2.0], [0, 0]]), np.zeros(2)]
-    )
-    model.get_layer("dense_0").set_weights([np.abs(before[0]), np.zeros(6)])
-    weights = model.get_weights()
-    plan = plan_channels(model, ratio=0.6, criterion="taylor", data=(x, y), multiple=1)
-    # The others matter equally little, so the first of them go.
-    assert plan.kept == {"dense_0": (1, 4, 5)}
-    assert all(np.array_equal(one, other) for one, other in zip(weights, model.get_weights(), strict=True))
-
-
-def test_taylor_of_several_inputs_and_outputs():
-    model = randomized(two_outputs())
-    model.compile("sgd", {"first": "mse", "second": "mse"})
-    rng = np.random.default_rng(0)
-    x = {name: rng.normal(size=(8, 6, 6, 3)).astype("float32") for name in ("zulu", "alpha")}
-    y = {"first": rng.normal(size=(8, 3)).astype("float32"), "second": np.zeros((8, 6, 6, 4), "float32")}
-    # What the head does not read has no gradient.
-    model.get_layer("first").kernel.assign(np.array([1.0, 0.0, 1.0, 0.0, 0.0, 1.0])[:, None] * np.ones((6, 3)))
-    plan = plan_channels(model, ratio=0.5, criterion="taylor", data=(x, y), multiple=1)
-    assert plan.kept == {"hidden": (0, 2, 5)}
 
 
 # Selections
@@ -473,13 +320,3 @@ def test_models_without_a_graph():
         prune_channels(Subclassed(), ratio=0.5)
     with pytest.raises(ValueError, match="not built"):
         prune_channels(keras.Sequential([layers.Dense(3)]), ratio=0.5)
-
-
-def test_a_target_is_met_closely_where_groups_shrink_at_one_ratio():
-    """Four groups of 16 lose half at once at ratio 0.5: all but as many as the target needs keep theirs."""
-    sequence = [keras.layers.Dense(16, name=f"d{index}") for index in range(4)]
-    model = keras.Sequential([keras.Input((16,)), *sequence, keras.layers.Dense(2)])
-    plan = plan_channels(model, target={"macs": 0.7})
-    # All four at half would leave a third.
-    assert 0.5 < plan.after.macs / plan.before.macs <= 0.7
-    assert 1 <= len(plan.kept) < 4

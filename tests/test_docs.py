@@ -135,11 +135,9 @@ def flags_of(capsys):
     def flags(name):
         module = importlib.import_module(f"recipes.{name}")
         if not hasattr(module, "stages"):
-            # A benchmark defines its flags itself.
-            # Benchmarks share flags, which the module that defines them owns.
-            of = absl.flags.FLAGS.flags_by_module_dict()
-            own = [flag for name in of if name.startswith("recipes.benchmarks") for flag in of[name]]
-            return {"--help", *(f"--{flag.name}" for flag in own)}
+            # A benchmark defines its flags itself, or imports those that it shares with another.
+            own = [each for each in vars(module).values() if isinstance(each, absl.flags.FlagHolder)]
+            return {"--help", *(f"--{holder.name}" for holder in own)}
         capsys.readouterr()
         with pytest.raises(SystemExit, match="^0$"):
             tfopt.run_recipe(module.stages, [name, "--help"])

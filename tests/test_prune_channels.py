@@ -11,16 +11,6 @@ from tfopt.channels.measured import plan_pruning
 FIT = tfopt.Fit(3e-3)
 
 
-@pytest.fixture(scope="module")
-def trained():
-    x, y = blobs(240)
-    keras.utils.set_random_seed(0)
-    model = small_model(dropout=0.0)
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
-    model.fit(x, y, batch_size=16, epochs=4, verbose=0)
-    return model
-
-
 def widths(model):
     return {layer.name: layer.kernel.shape[-1] for layer in model.layers if hasattr(layer, "kernel")}
 

@@ -5,19 +5,8 @@ import numpy as np
 import pytest
 
 import tfopt
-from tests.conftest import blobs, small_model
 from tfopt.evaluation import evaluate
 from tfopt.prune.magnitude import magnitude_mask
-
-
-@pytest.fixture(scope="module")
-def trained():
-    x, y = blobs(240)
-    keras.utils.set_random_seed(0)
-    model = small_model(dropout=0.0)
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
-    model.fit(x, y, batch_size=16, epochs=4, verbose=0)
-    return model
 
 
 def test_sparsity_is_that_of_one_kernel_at_a_time(trained, data):

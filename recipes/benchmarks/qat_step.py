@@ -27,7 +27,7 @@ import tf_keras
 from absl import app, flags
 
 import tfopt
-from recipes.benchmarks.both import BATCHES, CLASSES, MODELS, ROUNDS, SHAPES, STEPS
+from recipes.benchmarks.step_models import BATCHES, CLASSES, MODELS, ROUNDS, SHAPES, STEPS
 from tfopt.report import describe_environment
 
 _MODELS = flags.DEFINE_list("networks", ["ds_cnn", "mobilenet_v2"], "Which models.")

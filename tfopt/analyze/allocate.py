@@ -6,7 +6,8 @@ from typing import Any
 import keras
 
 from tfopt.analyze.result import Sensitivity
-from tfopt.channels.plan import plan_channels
+from tfopt.channels.plan import NothingPruned, plan_channels
+from tfopt.channels.target import bisect, give_back, meets, nearest
 from tfopt.config import require
 
 _STEPS = 24
@@ -50,32 +51,25 @@ def allocate(
             return dict.fromkeys(target, 1.0)
         try:
             plan = plan_channels(model, layers=chosen, multiple=multiple, **options)
-        except ValueError as error:
-            # Ratios too small for the multiple: nothing goes.
-            if "nothing would be pruned" not in str(error):
-                raise
+        except NothingPruned:
             return dict.fromkeys(target, 1.0)
         return {key: getattr(plan.after, key) / getattr(plan.before, key) for key in target}
 
-    def reached(drop: float) -> bool:
-        return all(share <= target[key] for key, share in shares_of(ratios(drop)).items())
-
+    least = shares_of(ratios(highest))
     require(
-        reached(highest),
+        meets(least, target),
         f"the target {dict(target)} cannot be reached with ratios up to "
-        f"{max(level for row in found.values.values() for level in row)}: the nearest is "
-        f"{shares_of(ratios(highest))}. Measure the sensitivity at higher levels, or give a ratio",
+        f"{max(level for row in found.values.values() for level in row)}: the nearest is {nearest(least)}. Measure the "
+        "sensitivity at higher levels, or give a ratio",
     )
-    low, high = min(0.0, *(found.drop(layer, level) for layer, row in found.values.items() for level in row)), highest
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    chosen, less = ratios(high), ratios(low)
-    # Kept channels are multiples, so that at one drop several layers shrink at once: what is not needed stays.
-    for layer in sorted(chosen, key=lambda each: sum(shares_of({**chosen, each: less[each]}).values())):
-        if all(share <= target[key] for key, share in shares_of({**chosen, layer: less[layer]}).items()):
-            chosen[layer] = less[layer]
-    return {layer: ratio for layer, ratio in chosen.items() if ratio > 0}
+    lowest = min(0.0, *(found.drop(layer, level) for layer, row in found.values.items() for level in row))
+    low, high = bisect(lambda drop: meets(shares_of(ratios(drop)), target), lowest, highest, _STEPS)
+
+    def shares_at(values: Sequence[float]) -> dict[str, float]:
+        return shares_of(dict(zip(found.values, values, strict=True)))
+
+    chosen = give_back(list(ratios(low).values()), list(ratios(high).values()), shares_at, target)
+    return {layer: ratio for layer, ratio in zip(found.values, chosen, strict=True) if ratio > 0}
 
 
 def _bearable(found: Sensitivity, layer: str, drop: float) -> float:

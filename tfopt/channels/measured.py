@@ -1,6 +1,5 @@
 """Targets that are measured on the exported file: its bytes, and its latency on this machine."""
 
-import math
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
@@ -9,9 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.channels.plan import ChannelPlan, plan_channels
+from tfopt.channels.plan import ChannelPlan, NothingPruned, plan_channels
 from tfopt.channels.rebuild import apply_plan
 from tfopt.channels.selection import Layers
+from tfopt.channels.target import bisect, meets, nearest
 from tfopt.config import require
 from tfopt.measure.latency import measure_latencies
 from tfopt.tflite.export import export_tflite
@@ -26,15 +26,13 @@ def plan_pruning(
     model: keras.Model,
     ratio: float | None = None,
     target: Mapping[str, float] | None = None,
-    data: Any = None,
-    criterion: str = "l1",
     layers: Layers = None,
-    multiple: int = 8,
+    **options: Any,
 ) -> ChannelPlan:
     """`plan_channels`, for targets that are measured too. The arguments and errors are those of `prune_channels`."""
     measured = set(target) & set(MEASURED) if isinstance(target, Mapping) else set()
     if target is None or not measured:
-        return plan_channels(model, ratio, target, data, criterion, layers, multiple)
+        return plan_channels(model, ratio, target, layers=layers, **options)
     others = sorted(set(target) - measured)
     require(not others, f"{', '.join(sorted(measured))} are measured: give them without {', '.join(others)}")
     for key, share in target.items():
@@ -45,7 +43,7 @@ def plan_pruning(
     )
 
     def plan(share: float) -> ChannelPlan:
-        return plan_channels(model, share, None, data, criterion, layers, multiple)
+        return plan_channels(model, share, layers=layers, **options)
 
     return plan_measured(model, target, plan)
 
@@ -78,31 +76,23 @@ def plan_measured(model: keras.Model, target: Mapping[str, float], plan: Callabl
                 found["latency"] = after.median_ms / before.median_ms
             return {key: found[key] for key in target}
 
-        def reached(found: Mapping[str, float]) -> bool:
-            return all(share <= target[key] for key, share in found.items())
-
-        low, high = 0.0, 1.0 - 2.0**-_STEPS
-        nearest = shares(high)
+        highest = 1.0 - 2.0**-_STEPS
+        least = shares(highest)
         require(
-            reached(nearest),
-            f"the target {dict(target)} cannot be reached: the nearest measured is "
-            f"{ {key: math.ceil(share * 1e4) / 1e4 for key, share in nearest.items()} }, with the channels that can go",
+            meets(least, target),
+            f"the target {dict(target)} cannot be reached: the nearest measured is {nearest(least)}, with the channels "
+            "that can go",
         )
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if reached(shares(middle)) else (middle, high)
-    return plan(high)
+        _, ratio = bisect(lambda each: meets(shares(each), target), 0.0, highest, _STEPS)
+    return plan(ratio)
 
 
 def _pruned(model: keras.Model, plan: Callable[[float], ChannelPlan], ratio: float) -> keras.Model | None:
     """The smaller model; None where rounding to the multiple leaves it whole."""
     try:
-        found = plan(ratio)
-    except ValueError as error:
-        if "nothing would be pruned" not in str(error):
-            raise
+        return apply_plan(model, plan(ratio))[0]
+    except NothingPruned:
         return None
-    return apply_plan(model, found)[0]
 
 
 def _export(model: keras.Model, path: pathlib.Path) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,11 +13,16 @@ from tfopt.channels.groups import Group, find_groups
 from tfopt.channels.importance import by_class, scores
 from tfopt.channels.propagate import Flow, follow_channels
 from tfopt.channels.selection import Layers, ratios_of
+from tfopt.channels.target import bisect, give_back, meets, nearest
 from tfopt.config import Config, require, require_fraction
 
 _COSTS = tuple(field.name for field in dataclasses.fields(Costs))
 # Ratios are told apart to 2**-40.
 _STEPS = 40
+
+
+class NothingPruned(ValueError):
+    """Ratios were given that rounding to the multiple leaves without effect."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -81,18 +86,14 @@ def plan_channels(
     ranked = _rank(groups, selected, importance, skipped)
     require(bool(ranked), _nothing(model, skipped))
 
-    def mask(uniform: float) -> np.ndarray:
-        lost = [each.lost(uniform, multiple) for each in ranked]
-        return ~np.isin(classes.labels, np.concatenate(lost))
+    def lost_at(uniform: float) -> list[np.ndarray]:
+        return [each.lost(uniform, multiple) for each in ranked]
 
     bill = flow.bill(model)
-    uniform, keep = ratio or 0.0, mask(ratio or 0.0)
+    uniform, lost = ratio or 0.0, lost_at(ratio or 0.0)
     if target is not None:
-        low, uniform = _reach(target, bill, mask)
-        lost = _give_back(
-            target, bill, classes.labels, [(each.lost(low, multiple), each.lost(uniform, multiple)) for each in ranked]
-        )
-        keep = ~np.isin(classes.labels, np.concatenate(lost))
+        uniform, lost = _lost(target, bill, classes.labels, lost_at)
+    keep = ~np.isin(classes.labels, np.concatenate(lost))
     asked = False
     for each in ranked:
         share = uniform if each.ratio is None else each.ratio
@@ -101,11 +102,11 @@ def plan_channels(
             reason = f"a ratio of {share:.3g} of its {len(each.labels)} channels, with multiple={multiple}, is none"
             skipped.update({producer.name: reason for producer in each.group.producers})
     kept = _kept(flow, keep)
-    require(
-        bool(kept) or not asked,
-        f"nothing would be pruned from {model.name!r}: kept channels are rounded up to a multiple of {multiple}, which "
-        "is all that each group has; pass a higher ratio, or multiple=1",
-    )
+    if asked and not kept:
+        raise NothingPruned(
+            f"nothing would be pruned from {model.name!r}: kept channels are rounded up to a multiple of {multiple}, "
+            "which is all that each group has; pass a higher ratio, or multiple=1"
+        )
     return ChannelPlan(
         kept,
         tuple(tuple(producer.name for producer in group.producers) for group in groups),
@@ -152,62 +153,31 @@ def _rank(
     return ranked
 
 
-def _give_back(
-    target: Mapping[str, float], bill: Bill, labels: np.ndarray, choices: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> list[np.ndarray]:
-    """What goes of each group, where some may keep what they have at a slightly lower ratio.
+def _lost(
+    target: Mapping[str, float], bill: Bill, labels: np.ndarray, lost: Callable[[float], list[np.ndarray]]
+) -> tuple[float, list[np.ndarray]]:
+    """The least ratio that reaches a target, and what then goes of each group."""
 
-    Kept channels are multiples, so that at one ratio many groups shrink at once, often past the target.
-
-    Args:
-      choices: of each group, what goes at a ratio that misses the target, and at the one that reaches it.
-    """
-    lost = [much for _, much in choices]
-    whole = bill.costs(np.ones(labels.shape, bool))
-
-    def costs(parts: Sequence[np.ndarray]) -> dict[str, float]:
+    def shares(parts: Sequence[np.ndarray]) -> dict[str, float]:
         after = bill.costs(~np.isin(labels, np.concatenate(parts)))
         return {key: getattr(after, key) / getattr(whole, key) for key in target}
 
-    def with_less(index: int) -> list[np.ndarray]:
-        return [*lost[:index], choices[index][0], *lost[index + 1 :]]
-
-    # The cheapest first: so most groups keep more.
-    for index in sorted(range(len(choices)), key=lambda each: sum(costs(with_less(each)).values())):
-        if all(share <= target[key] for key, share in costs(with_less(index)).items()):
-            lost = with_less(index)
-    return lost
-
-
-def _reach(target: Mapping[str, float], bill: Bill, mask: Any) -> tuple[float, float]:
-    """The greatest ratio that misses the target, and the least that reaches it."""
-
-    def shares(ratio: float) -> dict[str, float]:
-        after = bill.costs(mask(ratio))
-        return {key: getattr(after, key) / getattr(before, key) for key in target}
-
-    def reached(ratio: float) -> bool:
-        return all(share <= target[key] for key, share in shares(ratio).items())
-
-    before = bill.costs(mask(0.0))
+    whole = bill.costs(np.ones(labels.shape, bool))
     require(
-        before.macs is not None or "macs" not in target,
+        whole.macs is not None or "macs" not in target,
         "the multiplications are not known, since the model leaves a size of its input open: build it for a fixed one, "
         "or give the target in parameters or channels",
     )
-    low, high = 0.0, float(np.nextafter(1.0, 0.0))
-    nearest = shares(high)
+    highest = float(np.nextafter(1.0, 0.0))
+    least = shares(lost(highest))
     require(
-        reached(high),
-        f"the target {dict(target)} cannot be reached: the nearest is "
-        f"{ {key: math.ceil(share * 1e4) / 1e4 for key, share in nearest.items()} }, with the channels that can go",
+        meets(least, target),
+        f"the target {dict(target)} cannot be reached: the nearest is {nearest(least)}, with the channels that can go",
     )
-    if reached(low):
-        return low, low
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return low, high
+    if meets(shares(lost(0.0)), target):
+        return 0.0, lost(0.0)
+    low, high = bisect(lambda ratio: meets(shares(lost(ratio)), target), 0.0, highest, _STEPS)
+    return high, give_back(lost(low), lost(high), shares, target)
 
 
 def _kept(flow: Flow, keep: np.ndarray) -> dict[str, tuple[int, ...]]:

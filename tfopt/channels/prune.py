@@ -55,4 +55,5 @@ def prune_channels(
     >>> small.layers[0].filters, model.count_params(), small.count_params()
     (8, 6218, 3114)
     """
-    return apply_plan(model, plan_pruning(model, ratio, target, data, criterion, layers, multiple))[0]
+    plan = plan_pruning(model, ratio, target, layers, data=data, criterion=criterion, multiple=multiple)
+    return apply_plan(model, plan)[0]

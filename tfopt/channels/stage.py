@@ -137,7 +137,7 @@ class PruneChannels(Stage):
         layers = self.layers
         if isinstance(layers, Mapping):
             layers = {name: 1.0 - (1.0 - each) ** share for name, each in layers.items()}
-        goal = plan_pruning(first, ratio, target, seen, self.criterion, layers)
+        goal = plan_pruning(first, ratio, target, layers, data=seen, criterion=self.criterion)
         if number == 1:
             return goal
         # The counts of the goal, but of the channels that matter least by now.
