@@ -151,11 +151,12 @@ def test_parity_is_not_to_be_had_with_another_range(cases):
     quantizer = model.get_layer("hidden_clip")
     before = quantizer.high.numpy()
     try:
-        quantizer.high.assign(before * 0.5)
+        quantizer.high.assign(before * 0.9)
         found = tfopt.verify_tflite(model, cases[8].path, blobs(50))
     finally:
         quantizer.high.assign(before)
-    with pytest.raises(RuntimeError, match="steps off in the mean, where .* differ by 0 and 32 are allowed"):
+    named = "where .* differ by 0 and 32 are allowed.* first layer that diverges is 'hidden_clip'"
+    with pytest.raises(RuntimeError, match=named):
         require_parity(found)
 
 
@@ -166,7 +167,8 @@ def test_activations_of_16_bits(tmp_path):
     inputs = [keras.Input((16,), name=name) for name in ACTIVATIONS]
     outputs = [layers.Activation(each.name, name=f"{each.name}_output")(each) for each in inputs]
     aware = tfopt.quantize_aware(model := keras.Model(inputs, outputs), activation_bits=16)
-    x = [np.random.default_rng(0).normal(0, 2, (64, 16)).astype("float32") for _ in ACTIVATIONS]
+    # Cut, so that all batches have one range: a mean of several would cut what is beyond.
+    x = [np.random.default_rng(0).normal(0, 2, (64, 16)).clip(-4, 4).astype("float32") for _ in ACTIVATIONS]
     tfopt.calibrate(aware, tuple(x))
     path = tmp_path / "m.tflite"
     tfopt.export_tflite(aware, path)
@@ -178,7 +180,7 @@ def test_activations_of_16_bits(tmp_path):
         step = tensor.quantization.scales[0]
         # LiteRT looks functions up in tables of 513 entries.
         assert np.abs(own - received[f"{name}_output"]).mean() / step < 1.0, name
-        assert np.abs(expected - received[f"{name}_output"]).mean() < 2e-3 * np.abs(expected).max(), name
+        assert np.abs(expected - received[f"{name}_output"]).max() < 2e-3 * np.abs(expected).max(), name
 
 
 def test_a_symmetric_range_cuts_as_the_relu_does():

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+import tfopt
 from tfopt.tflite.export import export_tflite
 from tfopt.tflite.flatbuffer import read_tflite
 from tfopt.tflite.metric import choose_metric
@@ -115,6 +116,26 @@ def test_a_corrupted_layer_is_found(files, mode, corrupted, expected):
     found = next(layer for layer in result.layers if layer.name == expected)
     assert found.error > result.tolerance
     assert corrupted in [expected, *found.fused]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_outputs_cut_by_what_follows_are_no_faults(bits, tmp_path):
+    """Branches of a concatenation have its range; a ReLU cuts one of them, which another layer reads whole."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(4, 1, name="branch")(inputs)
+    y = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 1, use_bias=False, name="read_twice")(inputs))
+    z = layers.AveragePooling2D(2, 1, "same", name="pool")(y)
+    together = layers.ReLU(name="cut")(layers.Concatenate(name="concat")([x, y]))
+    model = keras.Model(inputs, layers.Dense(4, name="head")(layers.Flatten()(layers.Concatenate()([together, z]))))
+    aware = tfopt.quantize_aware(model, activation_bits=bits)
+    seen = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
+    tfopt.calibrate(aware, seen)
+    export_tflite(aware, tmp_path / "m.tflite")
+    # Beyond what was seen, so that ranges cut.
+    found = verify_tflite(aware, tmp_path / "m.tflite", 3 * seen[:16])
+    assert len(found.layers) >= 3
+    assert all(layer.lsb < 0.7 for layer in found.layers)
 
 
 def test_nested_and_shared_layers_have_names_of_their_own(tmp_path):

@@ -81,7 +81,7 @@ def compare_layers(
         chosen = next(i for i in members if np.array_equal(calls[i].values, calls[chosen].values))
         pairs[chosen] = _Pair(calls[chosen], tensor, errors[chosen], [calls[i].name for i in members if i < chosen])
     kept = _without_artefacts([pairs[i] for i in sorted(pairs)], tolerance)
-    own = _own_steps(model, inputs, kept, values)
+    own = _own_steps(model, inputs, kept, values, trace.fake_quantized)
     return [LayerError(p.call.name, p.tensor.name, p.error, p.fused, own.get(p.tensor.index)) for p in kept]
 
 
@@ -90,17 +90,41 @@ def _own_steps(
     inputs: dict[str, np.ndarray],
     pairs: list[_Pair],
     values: dict[int, np.ndarray],
+    fake_quantized: bool,
 ) -> dict[int, float]:
     """By quantized tensor, its distance in steps from what the Keras layer makes of the file's values."""
     quantized = [pair for pair in pairs if pair.tensor.quantization is not None]
-    if not quantized:
-        return {}
-    given = {pair.call.position: values[pair.tensor.index] for pair in pairs}
-    made = {call.position: call.values for call in trace_calls(model, inputs, given).calls}
-    return {
-        pair.tensor.index: _rms(made[pair.call.position] - values[pair.tensor.index]) / _step(pair.tensor)
-        for pair in quantized
+    made = _made(model, inputs, quantized, values)
+    # What a model with fake quantization leaves unrounded, such as a branch of a concatenation, it cuts later.
+    loose = [pair for pair in quantized if fake_quantized and not pair.call.is_rounded]
+    cut = {
+        pair.tensor.index
+        for pair in loose
+        if not np.array_equal(_cut(pair.tensor, made[pair.call.position]), made[pair.call.position])
     }
+    if cut:
+        made = _made(model, inputs, [pair for pair in quantized if pair.tensor.index not in cut], values)
+    own = {}
+    for pair in quantized:
+        expected, received = made[pair.call.position], values[pair.tensor.index]
+        if pair in loose:
+            expected = _cut(pair.tensor, expected)
+        own[pair.tensor.index] = _rms(expected - received) / _step(pair.tensor)
+    return own
+
+
+def _made(
+    model: keras.Model, inputs: dict[str, np.ndarray], pairs: list[_Pair], values: dict[int, np.ndarray]
+) -> dict[int, np.ndarray]:
+    """By call, what the Keras layer makes of the values that the file has before it."""
+    given = {pair.call.position: values[pair.tensor.index] for pair in pairs}
+    return {call.position: call.values for call in trace_calls(model, inputs, given).calls} if given else {}
+
+
+def _cut(tensor: Tensor, values: np.ndarray) -> np.ndarray:
+    """Values within what a quantized tensor can hold, not rounded."""
+    held = tensor.dequantize(tensor.quantize(values))
+    return np.where(np.abs(held - values) > _step(tensor), held, values)
 
 
 def _run(file: FlatBuffer, inputs: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
@@ -129,6 +153,11 @@ def _match(trace: Trace, values: dict[int, np.ndarray], file: FlatBuffer, tolera
     """The file's tensor for each call that has one: call -> tensor index."""
     calls = trace.calls
     scopes = {i: [part.split("/")[1:] for part in file.graphs[0].tensors[i].name.split(";")] for i in values}
+    rescaled = {
+        operator.outputs[0]: operator.inputs[0]
+        for operator in file.graphs[0].operators
+        if operator.type == "QUANTIZE" and file.graphs[0].tensors[operator.inputs[0]].quantization is not None
+    }
     found: dict[int, int] = {}
     for i, call in enumerate(calls):
         for within in filter(None, call.scopes):
@@ -138,6 +167,8 @@ def _match(trace: Trace, values: dict[int, np.ndarray], file: FlatBuffer, tolera
                 if call.values.shape == values[index].shape
                 and any(tuple(scope[: len(within)]) == within for scope in scopes[index])
             ]
+            # The same integers on another grid may be cut there already, by the ReLU of a layer behind.
+            inside = [index for index in inside if rescaled.get(index) not in inside]
             if inside:
                 errors = {index: _relative_rms(call.values, values[index]) for index in inside}
                 found[i] = _closest(errors, inside, tolerance)

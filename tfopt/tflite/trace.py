@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from tfopt.tflite.model import call_named, input_specs
 
+_SAME_VALUES = ("ExpandDims", "Identity", "IdentityN", "Reshape", "Squeeze")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
@@ -23,6 +25,7 @@ class Call:
       inputs: the tensors among its arguments.
       output: the tensor that it gave.
       values: of the output, shape (examples, -1).
+      is_rounded: whether the layer itself rounds its output to the grid of integers.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Call:
     inputs: list[tf.Tensor]
     output: tf.Tensor
     values: np.ndarray
+    is_rounded: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,9 +101,17 @@ def trace_calls(
             calls[known[id(output)]].scopes.append(within)
             continue
         known[id(output)] = len(calls)
-        calls.append(Call(name, position, [within], received, output, value.numpy().reshape(size, -1)))
+        flat = value.numpy().reshape(size, -1)
+        calls.append(Call(name, position, [within], received, output, flat, _is_rounded(output)))
     outputs = {name: known[id(tensor)] for name, tensor in named.items() if id(tensor) in known}
     return Trace(calls, outputs, any(node.op.startswith("FakeQuant") for node in _nodes(function.graph)))
+
+
+def _is_rounded(output: tf.Tensor) -> bool:
+    """Whether fake quantization gives a tensor; ranges that are still watched are a condition around it."""
+    while output.op.type in _SAME_VALUES:
+        output = output.op.inputs[0]
+    return output.op.type.startswith("FakeQuant") or output.op.type in ("If", "StatelessIf")
 
 
 def _nodes(graph: tf.Graph) -> list[Any]:
