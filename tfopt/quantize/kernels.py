@@ -26,15 +26,15 @@ def round_twice(sums: tf.Tensor, bias: tf.Tensor, step: tf.Tensor, output_step: 
     `RoundingDivideByPOT`.
 
     >>> round_twice(tf.constant([0.47, -0.47]), tf.zeros(2), tf.constant([0.0625]), tf.constant(1.0)).numpy()
-    array([ 0.375, -0.501], dtype=float32)
+    array([ 0.376, -0.501], dtype=float32)
     """
     # The sum's step is fraction * unit, with the fraction in [1/2, 1).
     unit = output_step * tf.pow(2.0, tf.floor(tf.math.log(step / output_step) / tf.math.log(2.0)) + 1.0)
     bias = tf.round(bias / step - 0.5 * unit / step) * step
     sums = sums + bias
     once = tf.sign(sums) * tf.floor(tf.abs(sums) / unit + 0.5) * unit
-    # The rounding to come takes halves up; below zero the kernels take them down.
-    return tf.where(once < 0.0, once - _TIE * output_step, once)
+    # The rounding to come takes halves up, or down where a float falls short of one.
+    return once + tf.sign(once) * _TIE * output_step
 
 
 def halves_away_from_zero(values: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:

@@ -119,7 +119,7 @@ class QuantizedLinear(QuantizedLayer):
         wanted = np.abs(bias).max() if self._gain_first else np.abs(bias).reshape(self._channels if bias.ndim else ())
         held = scales_that_hold(scales, wanted, input_scale)
         integers = np.where(held > scales, to_integers(integers * scales, held, self.bits), integers)
-        if self.bits == 4 and input_scale is not None and output_scale is not None:
+        if self._rounds_twice and input_scale is not None and output_scale is not None:
             step = input_scale * (held.max() if self._gain_first else held.ravel())
             bias = bias - step * rounding_excess(step / output_scale)
         has_bias = self.layer.use_bias or self.batch_norm is not None
@@ -146,6 +146,11 @@ class QuantizedLinear(QuantizedLayer):
         return has_one_scale(self.layer)
 
     @property
+    def _rounds_twice(self) -> bool:
+        """Whether XNNPACK leaves the layer to LiteRT's built-in kernels, whose first rounding 4 bits make coarse."""
+        return self.bits == 4 and not isinstance(self.layer, layers.Dense)
+
+    @property
     def _shared_axes(self) -> tuple[int, ...]:
         """The axes of the kernel that share a scale."""
         one_scale = self.one_scale or self._gain_first
@@ -166,7 +171,7 @@ class QuantizedLinear(QuantizedLayer):
             step = tf.reduce_min([each.live_scale() for each in quantizers]) * tf.reshape(scales, (-1,))
             step = tf.maximum(step, tf.abs(bias) * SMALLEST_BIAS_STEP)
             behind = quantizer_behind(self)
-            if self.bits == 4 and behind is not None and behind.bits == 8:
+            if self._rounds_twice and behind is not None and behind.bits == 8:
                 return round_twice(outputs, bias, step, behind.live_scale())
             bias = tf.round(bias / step) * step
         return outputs + bias
