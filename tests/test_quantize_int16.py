@@ -183,6 +183,16 @@ def test_activations_of_16_bits(tmp_path):
         assert np.abs(expected - received[f"{name}_output"]).max() < 2e-3 * np.abs(expected).max(), name
 
 
+def test_functions_that_share_a_sum(tmp_path):
+    x = keras.Input((16,))
+    model = keras.Model(x, [layers.Activation("hard_silu")(x), layers.Activation("hard_sigmoid")(x)])
+    seen = np.random.default_rng(0).normal(0, 2, (64, 16)).astype("float32")
+    aware = tfopt.quantize_aware(model, activation_bits=16)
+    tfopt.calibrate(aware, seen)
+    tfopt.export_tflite(aware, tmp_path / "m.tflite")
+    assert tfopt.verify_tflite(aware, tmp_path / "m.tflite", seen).mean_lsb < 1.0
+
+
 def test_a_symmetric_range_cuts_as_the_relu_does():
     quantizer = FakeQuant(clip=(0.0, 6.0), bits=16)
     quantizer.calibrates = True

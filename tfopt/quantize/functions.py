@@ -115,7 +115,8 @@ FUNCTIONS: dict[str, Function] = {
         inner=lambda: [_FREE, {"fixed": (0.0, 6.0)}],
     ),
     "hard_sigmoid": Function(
-        lambda x, inner: inner[0](tf.nn.relu6(x + 3.0)) * (1 / 6),
+        # The same inner sum and ReLU as above, which the converter shares; rounding cuts at 6.
+        lambda x, inner: inner[0](tf.nn.relu(x + 3.0)) * (1 / 6),
         inner=lambda: [{"fixed": (0.0, 6.0)}],
         output=lambda: {"fixed": (0.0, 1.0)},
     ),
