@@ -70,7 +70,7 @@ class EveryStep(keras.callbacks.Callback):
         self.seen.append((step, [measure_sparsity(each) for each in self.variables]))
 
 
-def pruned(schedule, *, epochs=3, before=0, strategy=None, policy="float32", **compiling):
+def pruned(schedule, *, epochs=3, before=0, strategy=None, policy="float32", criterion="magnitude", **compiling):
     """Trains a small model under a schedule; returns (model, callback, what each step showed, last loss)."""
     x, y = blobs(96)
     keras.utils.set_random_seed(1)
@@ -86,7 +86,7 @@ def pruned(schedule, *, epochs=3, before=0, strategy=None, policy="float32", **c
         keras.config.set_dtype_policy("float32")
     if before:
         model.fit(x, y, batch_size=8, epochs=before, verbose=0, shuffle=False)
-    callback = tfopt.PruningCallback(schedule)
+    callback = tfopt.PruningCallback(schedule, criterion=criterion)
     watch = EveryStep([layer.kernel for layer in model.layers if hasattr(layer, "kernel")])
     history = model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, shuffle=False, callbacks=[callback, watch])
     return model, callback, watch.seen, history.history["loss"][-1]
@@ -136,6 +136,22 @@ def test_two_replicas_prune_as_one_device_does(mirrored):
     for step, shares in seen:
         assert shares == [expected_share(SCHEDULE, step, size) for size in KERNELS.values()], step
     assert set(callback.sparsity) == set(KERNELS)
+
+
+@pytest.mark.parametrize("criterion", ["global_magnitude", "movement", "taylor"])
+def test_replicas_have_the_same_zeros(criterion, mirrored):
+    schedule = tfopt.PolynomialDecay(0.1, 0.8, begin_step=7, end_step=29, frequency=7)
+    model, _, seen, _ = pruned(schedule, strategy=mirrored, criterion=criterion)
+    kernels = [layer.kernel for layer in model.layers if hasattr(layer, "kernel")]
+    zeros = 0
+    for kernel in kernels:
+        one, other = (np.asarray(each) for each in mirrored.experimental_local_results(kernel._value))
+        assert np.array_equal(one, other)
+        zeros += np.count_nonzero(one == 0)
+    total = sum(KERNELS.values())
+    by_layer = sum(round(0.8 * size) for size in KERNELS.values())
+    assert zeros == (round(0.8 * total) if criterion == "global_magnitude" else by_layer)
+    assert [step for step, _ in seen] == list(range(1, 37))
 
 
 def test_starts_where_the_optimizer_stands():
