@@ -76,6 +76,16 @@ def test_the_float_model_stays_as_it_is(trained):
     assert all(np.array_equal(a, b) for a, b in zip(before, trained.get_weights(), strict=True))
 
 
+def test_weights_of_a_diverged_training_are_refused(trained, tmp_path):
+    aware = tfopt.quantize_aware(trained)
+    tfopt.calibrate(aware, blobs(48)[0])
+    for wrong in (np.nan, 1e35):
+        kernel = aware.get_layer("conv").layer.kernel
+        kernel.assign(np.full(kernel.shape, wrong, "float32"))
+        with pytest.raises(ValueError, match="weights of 'conv' reach .* training has diverged"):
+            tfopt.export_tflite(aware, tmp_path / "m.tflite")
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_files_integers_are_the_trained_ones(bits, trained, tmp_path):
     model = fitted(tfopt.quantize_aware(trained, weight_bits=bits))

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from tfopt.config import require
 from tfopt.quantize import batch_norm as bn
 from tfopt.quantize.convolve import DEPTHWISE, TRANSPOSED, channel_axes, convolve, with_height
 from tfopt.quantize.fake_quant import FakeQuant
@@ -22,6 +23,9 @@ from tfopt.quantize.integers import (
 from tfopt.quantize.kernels import round_twice
 from tfopt.quantize.layer import QuantizedLayer
 from tfopt.quantize.neighbours import quantizer_behind, quantizers_before
+
+# Below it, products of weights and inputs are still numbers.
+_LARGEST = 1e30
 
 
 @keras.saving.register_keras_serializable("tfopt")
@@ -103,7 +107,11 @@ class QuantizedLinear(QuantizedLayer):
         return cls(**{**config, **inner})
 
     def freeze(self, input_scale: float | None, output_scale: float | None) -> None:
-        """Computes with integer weights as constants from here on, BatchNormalization folded, as the file will."""
+        """Computes with integer weights as constants from here on, BatchNormalization folded, as the file will.
+
+        Raises:
+          ValueError: the weights are too large for float32, or no numbers.
+        """
         kernel = keras.ops.convert_to_numpy(self.layer.kernel)
         bias = keras.ops.convert_to_numpy(self.layer.bias) if self.layer.use_bias else np.zeros(())
         gain = np.ones(())
@@ -115,7 +123,13 @@ class QuantizedLinear(QuantizedLayer):
             kernel, gain = kernel * gain, np.ones(())
         scales = weight_scales(kernel, self._shared_axes, self.bits)
         integers = to_integers(kernel, scales, self.bits) * np.where(gain < 0, -1, 1)
-        scales = scales * np.maximum(np.abs(gain), 1e-12)
+        with np.errstate(over="ignore"):
+            scales = scales * np.maximum(np.abs(gain), 1e-12)
+        require(
+            bool(np.all(scales * largest_integer(self.bits) < _LARGEST) and np.all(np.abs(bias) < _LARGEST)),
+            f"the weights of {self.layer.name!r} reach {np.abs(kernel).max():.3g}, with the BatchNormalization behind "
+            "them more than float32 holds: training has diverged. Lower its learning rate, or clip gradients",
+        )
         wanted = np.abs(bias).max() if self._gain_first else np.abs(bias).reshape(self._channels if bias.ndim else ())
         held = scales_that_hold(scales, wanted, input_scale)
         integers = np.where(held > scales, to_integers(integers * scales, held, self.bits), integers)
