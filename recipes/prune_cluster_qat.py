@@ -1,7 +1,8 @@
 """Zeros, clusters and integers in one file: train or load, prune, cluster, quantize, export, measure.
 
 python -m recipes.prune_cluster_qat --dataset=fashion_mnist --data_dir=~/tensorflow_datasets
-python -m recipes.prune_cluster_qat --dataset=cifar10 --model=mlperf_resnet8_cifar10.keras --value_high=255
+python -m recipes.prune_cluster_qat --dataset=cifar10 --model=mlperf_resnet8_cifar10.keras --value_high=255 \\
+    --flip --shift=4
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ def stages(
     cluster_epochs: int = 3,
     qat_epochs: int = 3,
     filters: int = 64,
+    flip: bool = False,
+    shift: int = 0,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     qat_learning_rate: float = 5e-4,
@@ -44,6 +47,8 @@ def stages(
       cluster_epochs: of the training with clusters.
       qat_epochs: of the quantization-aware training.
       filters: of every convolution of the DS-CNN.
+      flip: mirror half of the training images.
+      shift: move training images by up to so many pixels.
       batch_size: examples a training step.
       learning_rate: highest learning rate of the float training, half of it for the one that prunes; both fall along a
         cosine.
@@ -57,6 +62,7 @@ def stages(
     fine = tfopt.Fit(tfopt.Cosine(qat_learning_rate))
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
+        tfopt.Augment((tfopt.augment.Flip(0.5 if flip else 0.0), tfopt.augment.PadCrop(shift))),
         *start,
         tfopt.Prune(
             sparsity,

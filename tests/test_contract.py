@@ -35,6 +35,7 @@ TRAIN = tfopt.Train(1, FIT)
 EXPORT = tfopt.ExportTFLite(calibration_examples=20, max_drop=1.0)
 STAGES = {
     "LoadTFDS": Row(tfopt.LoadTFDS("digits", batch_size=16), idempotent=True),
+    "Augment": Row(tfopt.Augment((tfopt.augment.Flip(), tfopt.augment.PadCrop(1))), idempotent=True),
     "Build": Row(tfopt.Build(tfopt.models.cnn, {"filters": 4}), changes=True, idempotent=True),
     "LoadModel": Row(tfopt.LoadModel("handed-over.keras"), changes=True, idempotent=True),
     "Train": Row(tfopt.Train(2, FIT), changes=True),
@@ -72,7 +73,7 @@ def same_weights(one, other):
 
 
 def test_repr_rebuilds_the_stage(row):
-    rebuilt = eval(repr(row.stage), {"tfopt": tfopt, **vars(tfopt)})
+    rebuilt = eval(repr(row.stage), {"tfopt": tfopt, **vars(tfopt), **vars(tfopt.augment)})
     assert rebuilt == row.stage
     assert repr(rebuilt) == repr(row.stage)
     assert dataclasses.is_dataclass(row.stage)

@@ -1,5 +1,6 @@
 """tfopt: makes Keras 3 models smaller and faster, down to a verified LiteRT file."""
 
+from tfopt import augment
 from tfopt.analyze.result import Sensitivity
 from tfopt.analyze.sensitivity import sensitivity
 from tfopt.analyze.stage import AnalyzeSensitivity
@@ -10,7 +11,7 @@ from tfopt.cluster.callback import ClusteringCallback
 from tfopt.cluster.stage import Cluster
 from tfopt.clusters import Clustered
 from tfopt.data import Data, as_data, from_arrays, from_tfds
-from tfopt.data.stage import LoadTFDS
+from tfopt.data.stage import Augment, LoadTFDS
 from tfopt.invariants import Invariant, Sparsity
 from tfopt.launch import run_recipe
 from tfopt.load import load_model
@@ -36,6 +37,7 @@ from tfopt.train.stage import Build, LoadModel, Train
 
 __all__ = [
     "AnalyzeSensitivity",
+    "Augment",
     "Benchmark",
     "Build",
     "Cluster",
@@ -63,6 +65,7 @@ __all__ = [
     "Train",
     "Work",
     "as_data",
+    "augment",
     "calibrate",
     "export_tflite",
     "float_islands",

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from tfopt.augment import Augmentation, chain
+from tfopt.augment.seeds import fold
 from tfopt.config import require
 
 Split = Literal["train", "validation", "test"]
@@ -28,9 +30,11 @@ class Data:
       seed: fixes the order of every epoch.
       transform: applied to each batch, `transform(*batch) -> batch`, after the cache and the shuffle, so that
         small types such as uint8 are what is kept in memory. A pure function.
+      augment: augmentations of training images, in order, before `transform`; other in every epoch, and fixed by the
+        seed.
 
     Raises:
-      ValueError: for a missing, empty or endless split.
+      ValueError: for a missing, empty or endless split, or augmentations of what is no image.
 
     >>> data = from_arrays((np.zeros((100, 4), "float32"), np.arange(100) % 2), batch_size=16)
     >>> data.sizes, data.steps_per_epoch, data.input_shape
@@ -43,6 +47,7 @@ class Data:
     batch_size: int = 64
     seed: int = 0
     transform: Callable[..., Any] | None = None
+    augment: tuple[Augmentation, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size must be at least 1, received {self.batch_size}")
@@ -61,6 +66,8 @@ class Data:
                 f"the {split} split of {self.name!r} has no known, finite size (cardinality {size}): "
                 "add .apply(tf.data.experimental.assert_cardinality(n))",
             )
+        if self.augment:
+            self._check_augment()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -86,7 +93,8 @@ class Data:
     def train(self) -> tf.data.Dataset:
         """Training batches for `model.fit`, in a new order each time they are iterated."""
         shuffled = self.splits["train"].shuffle(self._buffer, seed=self.seed)
-        return self._batched(shuffled).prefetch(tf.data.AUTOTUNE)
+        seeds = tf.data.Dataset.random(self.seed, rerandomize_each_iteration=True) if self.augment else None
+        return self._batched(shuffled, seeds=seeds).prefetch(tf.data.AUTOTUNE)
 
     @property
     def validation(self) -> tf.data.Dataset:
@@ -115,7 +123,8 @@ class Data:
             number = start + tf.cast(epoch, tf.int64)
             # Golden-ratio hashing: neighbouring (seed, epoch) pairs get unrelated shuffles.
             mixed = (number + 1) * 0x9E3779B1 + seed * 0x85EBCA77
-            return self._batched(_shuffled(source, buffer, mixed))
+            seeds = tf.data.Dataset.counter().map(lambda index: fold(mixed, index)) if self.augment else None
+            return self._batched(_shuffled(source, buffer, mixed), seeds=seeds)
 
         one_epoch = tf.data.Dataset.range(1).flat_map(batches)
         sized = one_epoch.apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
@@ -125,7 +134,7 @@ class Data:
         """A short hash of what the data are: name, sizes, batch size, seed, types and every example."""
         digest = hashlib.sha256()
         digest.update(repr((self.name, self.sizes, self.batch_size, self.seed, self.element_spec)).encode())
-        digest.update(repr(self.class_names).encode())
+        digest.update(repr((self.class_names, self.augment)).encode())
         for split in SPLITS:
             for batch in self.splits[split].batch(self.batch_size).prefetch(tf.data.AUTOTUNE):
                 for part in tf.nest.flatten(batch):
@@ -137,11 +146,37 @@ class Data:
         # A buffer as large as the split shuffles perfectly; 100,000 bounds the memory of very large ones.
         return min(self.sizes["train"], 100_000)
 
-    def _batched(self, examples: tf.data.Dataset, batch_size: int | None = None) -> tf.data.Dataset:
-        batches = examples.batch(batch_size or self.batch_size, num_parallel_calls=tf.data.AUTOTUNE)
-        if self.transform is None:
-            return batches
-        return batches.map(self.transform, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    def _batched(
+        self, examples: tf.data.Dataset, batch_size: int | None = None, seeds: tf.data.Dataset | None = None
+    ) -> tf.data.Dataset:
+        """Batches; augmented where there are seeds for the examples."""
+        size = batch_size or self.batch_size
+        options = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+        if seeds is not None:
+            together = tf.data.Dataset.zip(seeds, examples).batch(size, num_parallel_calls=tf.data.AUTOTUNE)
+            return together.map(self._augmented, **options)
+        batches = examples.batch(size, num_parallel_calls=tf.data.AUTOTUNE)
+        return batches if self.transform is None else batches.map(self.transform, **options)
+
+    def _augmented(self, seeds: tf.Tensor, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        batch = (chain(self.augment, batch[0], seeds), *batch[1:])
+        return batch if self.transform is None else self.transform(*batch)
+
+    def _check_augment(self) -> None:
+        """Raises where what comes out of the augmentations is not what evaluation sees."""
+        spec = self.splits["train"].element_spec[0]
+        require(
+            isinstance(spec, tf.TensorSpec) and spec.shape.rank == 3,
+            f"augment changes images of shape (height, width, channels): the inputs of {self.name!r} are {spec}",
+        )
+        seeds = tf.data.Dataset.counter()
+        augmented = self._batched(self.splits["train"], seeds=seeds).element_spec[0]
+        plain = self._batched(self.splits["train"]).element_spec[0]
+        require(
+            augmented.shape.is_compatible_with(plain.shape) and augmented.dtype == plain.dtype,
+            f"augment makes {augmented} of {plain}, which is what validation and test have: bring all splits to one "
+            "size and type before, or in `transform`",
+        )
 
 
 def _shuffled(source: tf.data.Dataset, buffer: int, seed: tf.Tensor) -> tf.data.Dataset:

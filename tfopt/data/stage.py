@@ -1,10 +1,12 @@
-"""The stage `LoadTFDS`."""
+"""The stages `LoadTFDS` and `Augment`."""
 
 import dataclasses
 import functools
 import os
 import pathlib
 
+from tfopt.augment import Augmentation
+from tfopt.config import require
 from tfopt.data import Data, from_tfds
 from tfopt.stage import Outcome, Stage, Work
 
@@ -41,6 +43,37 @@ class LoadTFDS(Stage):
         data = _load(self, work.seed)
         sizes = ", ".join(f"{size:,} {split}" for split, size in data.sizes.items())
         return Outcome(work.replace(data=data), notes=[f"{data.name}: {sizes} examples of shape {data.input_shape}"])
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Augment(Stage):
+    """Augments the training images from here on; see `tfopt.augment`.
+
+    Args:
+      augmentations: one after the other; they replace those that the data have.
+
+    >>> from tfopt.augment import Flip, PadCrop
+    >>> Augment((Flip(), PadCrop(4)))
+    Augment(augmentations=(Flip(), PadCrop()))
+    """
+
+    augmentations: tuple[Augmentation, ...]
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.augmentations, tuple)
+            and all(isinstance(each, Augmentation) for each in self.augmentations),
+            f"augmentations must be a tuple of those in tfopt.augment, received {self.augmentations!r}",
+        )
+
+    def validate(self, work: Work) -> Work:
+        """Tries the augmentations on the shape and type of the images."""
+        return work.replace(data=dataclasses.replace(work.need_data(), augment=self.augmentations))
+
+    def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
+        """Sets the augmentations."""
+        names = ", ".join(map(repr, self.augmentations)) or "none"
+        return Outcome(self.validate(work), notes=[f"augmentations of training images: {names}"])
 
 
 # One set is kept, so that the validation of a chain and the run after it share its cache.

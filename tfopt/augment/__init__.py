@@ -1,0 +1,29 @@
+"""Augmentation of images: pure functions of (images, seeds) as frozen dataclasses."""
+
+from tfopt.augment.base import Augmentation, chain
+from tfopt.augment.colour import Brightness, Contrast, Hue, Normalize, Saturation
+from tfopt.augment.mix import CutMix, MixUp
+from tfopt.augment.policies import AugMix, RandAugment, Ranges, TrivialAugment
+from tfopt.augment.shape import Affine, Crop, Erase, Flip, PadCrop, Resize
+
+__all__ = [
+    "Affine",
+    "AugMix",
+    "Augmentation",
+    "Brightness",
+    "Contrast",
+    "Crop",
+    "CutMix",
+    "Erase",
+    "Flip",
+    "Hue",
+    "MixUp",
+    "Normalize",
+    "PadCrop",
+    "RandAugment",
+    "Ranges",
+    "Resize",
+    "Saturation",
+    "TrivialAugment",
+    "chain",
+]

@@ -1,0 +1,69 @@
+"""Random numbers that depend on an example's own seed alone: the same in any batch, order, worker or thread."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def fold(seeds: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
+    """Other seeds, one for each of the given ones and a number.
+
+    Args:
+      seeds: int64, any shape.
+      number: of a step in a chain, a layer of a policy, an epoch.
+
+    >>> bool(fold(tf.constant([1], tf.int64), 2) == fold(tf.constant([1], tf.int64), 3))
+    False
+    """
+    mixed = _mix(tf.bitcast(seeds, tf.uint64) + _golden_multiple(number))
+    return tf.bitcast(mixed, tf.int64)
+
+
+def uniform(seeds: tf.Tensor, stream: int, low: float = 0.0, high: float = 1.0, shape: Sequence[int] = ()) -> tf.Tensor:
+    """Random numbers in [low, high), independent from stream to stream.
+
+    Args:
+      seeds: int64, shape (examples,).
+      stream: tells apart the numbers that one operation draws.
+      low: the least.
+      high: above the greatest.
+      shape: of the numbers that each example gets.
+
+    Returns:
+      float32, shape (examples, *shape).
+
+    Source: the finalizer of SplitMix64, Steele et al., 2014, doi:10.1145/2660193.2660195.
+
+    >>> one, other = (uniform(tf.constant(each, tf.int64), 0).numpy() for each in ([7, 8], [8]))
+    >>> bool(one[1] == other[0])
+    True
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    places = tf.range(count, dtype=tf.int64)
+    base = fold(seeds, stream)
+    bits = _mix(tf.bitcast(base, tf.uint64)[:, None] + _golden_multiple(places))
+    # The upper 24 bits, which a float32 holds exactly.
+    numbers = tf.cast(tf.bitwise.right_shift(bits, tf.constant(40, tf.uint64)), tf.float32) * 2.0**-24
+    return tf.reshape(low + (high - low) * numbers, [-1, *shape])
+
+
+def integers(seeds: tf.Tensor, stream: int, bound: int | tf.Tensor) -> tf.Tensor:
+    """Random integers in [0, bound), int32, shape (examples,)."""
+    drawn = tf.cast(uniform(seeds, stream) * tf.cast(bound, tf.float32), tf.int32)
+    # Of a large bound the product may be rounded up to it.
+    return tf.minimum(drawn, tf.cast(bound, tf.int32) - 1)
+
+
+def _golden_multiple(number: int | tf.Tensor) -> tf.Tensor:
+    return tf.bitcast(tf.cast(number, tf.int64) + 1, tf.uint64) * tf.constant(_GOLDEN, tf.uint64)
+
+
+def _mix(bits: tf.Tensor) -> tf.Tensor:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(shift, tf.uint64)))
+        bits *= tf.constant(factor, tf.uint64)
+    return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(31, tf.uint64)))

@@ -1,0 +1,267 @@
+"""Augmentations that move pixels: flips, crops, rotations, zooms, and rectangles that are erased."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import tensorflow as tf
+
+from tfopt.augment.base import Augmentation, highest
+from tfopt.augment.seeds import integers, uniform
+from tfopt.augment.warp import matrices, warp
+from tfopt.config import require, require_fraction
+
+Interpolation = Literal["nearest", "bilinear"]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Flip(Augmentation):
+    """Mirrors images, each with a probability.
+
+    Args:
+      horizontal: probability of left for right, in [0, 1].
+      vertical: probability of upside down, in [0, 1].
+
+    >>> import numpy as np
+    >>> Flip(horizontal=1.0)(np.arange(3, dtype="uint8").reshape(1, 3, 1), 0).numpy().ravel()
+    array([2, 1, 0], dtype=uint8)
+    """
+
+    horizontal: float = 0.5
+    vertical: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_fraction("horizontal", self.horizontal, one=True)
+        require_fraction("vertical", self.vertical, one=True)
+
+    def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Mirrors a batch."""
+        for stream, (axis, probability) in enumerate(((2, self.horizontal), (1, self.vertical))):
+            if probability:
+                chosen = uniform(seeds, stream) < probability
+                images = tf.where(chosen[:, None, None, None], tf.reverse(images, (axis,)), images)
+        return images
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Crop(Augmentation):
+    """Cuts a random window of one size out of each image.
+
+    Args:
+      height: of the window, pixels, at least 1.
+      width: of the window, pixels, at least 1.
+
+    >>> import numpy as np
+    >>> Crop(2, 2)(np.zeros((4, 5, 3), "uint8"), 0).shape
+    TensorShape([2, 2, 3])
+    """
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        require(
+            self.height >= 1 and self.width >= 1, f"Crop takes sizes of at least 1, received {self.height, self.width}"
+        )
+
+    def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Cuts windows out of a batch."""
+        high, wide = images.shape[1:3]
+        require(
+            (high is None or high >= self.height) and (wide is None or wide >= self.width),
+            f"{self} is larger than images of {high} x {wide}: pad or resize them first",
+        )
+        shape = tf.shape(images)
+        top = integers(seeds, 0, shape[1] - self.height + 1)
+        left = integers(seeds, 1, shape[2] - self.width + 1)
+        return _windows(images, top, left, self.height, self.width)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PadCrop(Augmentation):
+    """Pads all sides and cuts a window of the old size out: the usual augmentation of CIFAR.
+
+    Args:
+      pixels: added on each side, at least 0.
+      mode: "constant" for zeros, or "reflect".
+
+    Source: He et al., 2016, arXiv:1512.03385, section 4.2.
+
+    >>> import numpy as np
+    >>> PadCrop(1)(np.ones((4, 4, 1), "uint8"), 3).shape
+    TensorShape([4, 4, 1])
+    """
+
+    pixels: int = 4
+    mode: Literal["constant", "reflect"] = "constant"
+
+    def __post_init__(self) -> None:
+        require(self.pixels >= 0, f"pixels must be at least 0, received {self.pixels}")
+        require(self.mode in ("constant", "reflect"), f'mode must be "constant" or "reflect", received {self.mode!r}')
+
+    def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Shifts a batch."""
+        if not self.pixels:
+            return images
+        around = (self.pixels, self.pixels)
+        padded = tf.pad(images, ((0, 0), around, around, (0, 0)), self.mode.upper())
+        top, left = (integers(seeds, stream, 2 * self.pixels + 1) for stream in (0, 1))
+        shape = tf.shape(images)
+        moved = _windows(padded, top, left, shape[1], shape[2])
+        moved.set_shape(images.shape)
+        return moved
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Resize(Augmentation):
+    """Resizes images; nothing about it is random.
+
+    Args:
+      height: pixels, at least 1.
+      width: pixels, at least 1.
+      method: as in `tf.image.resize`: "bilinear", "nearest", "bicubic", "area", "lanczos3".
+      antialias: smooth before images become smaller.
+
+    >>> import numpy as np
+    >>> Resize(2, 3)(np.zeros((4, 6, 1), "uint8"), 0).shape
+    TensorShape([2, 3, 1])
+    """
+
+    height: int
+    width: int
+    method: str = "bilinear"
+    antialias: bool = True
+
+    def __post_init__(self) -> None:
+        require(
+            self.height >= 1 and self.width >= 1,
+            f"Resize takes sizes of at least 1, received {self.height, self.width}",
+        )
+
+    def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Resizes a batch."""
+        made = tf.image.resize(images, (self.height, self.width), self.method, antialias=self.antialias)
+        made = tf.clip_by_value(tf.cast(made, tf.float32), 0.0, highest(images))
+        return tf.cast(tf.round(made), tf.uint8) if images.dtype == tf.uint8 else made
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Affine(Augmentation):
+    """Turns, shifts, shears and zooms images at random, in one step.
+
+    Args:
+      degrees: the widest turn to either side, at least 0.
+      shift: the farthest shift to each side, as a part of the size, in [0, 1).
+      shear: the widest shear to either side, degrees in [0, 90).
+      zoom: (least, greatest) scale, above 0: 1 keeps the size, 2 doubles it.
+      interpolation: "bilinear" or "nearest".
+      fill: what comes in from outside, in the images' range.
+
+    >>> import numpy as np
+    >>> turned = Affine(degrees=10.0, zoom=(0.9, 1.1))(np.ones((5, 5, 1), "float32"), 0)
+    >>> float(turned[2, 2, 0])
+    1.0
+    """
+
+    degrees: float = 0.0
+    shift: float = 0.0
+    shear: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    interpolation: Interpolation = "bilinear"
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.degrees >= 0, f"degrees must be at least 0, received {self.degrees}")
+        require_fraction("shift", self.shift)
+        require(0 <= self.shear < 90, f"shear must be in [0, 90) degrees, received {self.shear}")
+        require(
+            len(self.zoom) == 2 and 0 < self.zoom[0] <= self.zoom[1],
+            f"zoom must be (least, greatest) with 0 < least <= greatest, received {self.zoom}",
+        )
+        require(
+            self.interpolation in ("nearest", "bilinear"),
+            f'interpolation must be "nearest" or "bilinear", received {self.interpolation!r}',
+        )
+
+    def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Moves the pixels of a batch."""
+        if self == Affine(interpolation=self.interpolation, fill=self.fill):
+            return images
+        shape = tf.shape(images)
+        size = shape[1], shape[2]
+        tangent = math.tan(math.radians(self.shear))
+
+        def drawn(stream: int, limit: float) -> tf.Tensor | float:
+            return uniform(seeds, stream, -limit, limit) if limit else 0.0
+
+        transforms = matrices(
+            size,
+            drawn(0, self.degrees),
+            (drawn(1, tangent), drawn(2, tangent)),
+            (
+                drawn(3, self.shift) * tf.cast(size[1], tf.float32),
+                drawn(4, self.shift) * tf.cast(size[0], tf.float32),
+            ),
+            uniform(seeds, 5, *self.zoom),
+        )
+        return warp(images, transforms, self.interpolation, self.fill)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Erase(Augmentation):
+    """Erases a rectangle of each image with a probability (random erasing; with a fixed square, cutout).
+
+    Args:
+      probability: in [0, 1].
+      area: (least, greatest) part of the image, in [0, 1].
+      ratio: (least, greatest) height over width, above 0.
+      fill: the value in its place, in the images' range.
+
+    Source: Zhong et al., 2020, arXiv:1708.04896; DeVries and Taylor, 2017, arXiv:1708.04552.
+
+    >>> import numpy as np
+    >>> int(tf.reduce_sum(Erase(1.0, area=(0.25, 0.25), ratio=(1.0, 1.0))(np.ones((8, 8, 1), "uint8"), 0)))
+    48
+    """
+
+    probability: float = 0.5
+    area: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_fraction("probability", self.probability, one=True)
+        require(
+            len(self.area) == 2 and 0 <= self.area[0] <= self.area[1] <= 1,
+            f"area must be (least, greatest) in [0, 1], received {self.area}",
+        )
+        require(
+            len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1],
+            f"ratio must be (least, greatest) above 0, received {self.ratio}",
+        )
+
+    def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Erases a rectangle of each image of a batch."""
+        shape = tf.shape(images)
+        high, wide = tf.cast(shape[1], tf.float32), tf.cast(shape[2], tf.float32)
+        area = uniform(seeds, 0, *self.area) * high * wide
+        # Even in the logarithm, so that tall and wide ones are as many.
+        ratio = tf.exp(uniform(seeds, 1, math.log(self.ratio[0]), math.log(self.ratio[1])))
+        height = tf.minimum(tf.round(tf.sqrt(area * ratio)), high)
+        width = tf.minimum(tf.round(tf.sqrt(area / ratio)), wide)
+        top = tf.floor(uniform(seeds, 2) * (high - height + 1.0))
+        left = tf.floor(uniform(seeds, 3) * (wide - width + 1.0))
+        height = tf.where(uniform(seeds, 4) < self.probability, height, 0.0)
+        rows, columns = tf.range(high)[None], tf.range(wide)[None]
+        in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
+        in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
+        inside = in_rows[:, :, None, None] & in_columns[:, None, :, None]
+        return tf.where(inside, tf.cast(self.fill, images.dtype), images)
+
+
+def _windows(
+    images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor
+) -> tf.Tensor:
+    """A window of each image, at places of its own."""
+    rows = tf.gather(images, top[:, None] + tf.range(height)[None], axis=1, batch_dims=1)
+    return tf.gather(rows, left[:, None] + tf.range(width)[None], axis=2, batch_dims=1)
