@@ -4,6 +4,7 @@ from tfopt.augment.base import Augmentation, chain
 from tfopt.augment.colour import Brightness, Contrast, Hue, Normalize, Saturation
 from tfopt.augment.mix import CutMix, MixUp
 from tfopt.augment.policies import AugMix, RandAugment, Ranges, TrivialAugment
+from tfopt.augment.seeds import fold
 from tfopt.augment.shape import Affine, Crop, Erase, Flip, PadCrop, Resize
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "Saturation",
     "TrivialAugment",
     "chain",
+    "fold",
 ]

@@ -1,0 +1,132 @@
+"""Throughput of augmentations against Keras' layers and hand-written tf.image, and against decoding a JPEG.
+
+    python -m recipes.benchmarks.augmentation --side=64 --rounds=7
+
+All in one process, on the same images and the same threads, in turns; medians.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import rich.console
+import rich.table
+import tensorflow as tf
+from absl import app, flags
+
+from tfopt import augment
+from tfopt.report import describe_environment
+
+_SIDE = flags.DEFINE_integer("side", 64, "Height and width of the images.", lower_bound=8)
+_BATCH = flags.DEFINE_integer("batch", 128, "Images a batch.", lower_bound=1)
+_BATCHES = flags.DEFINE_integer("batches", 8, "Batches in a turn.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often the variants take turns.", lower_bound=1)
+_THREADS = flags.DEFINE_integer("threads", 1, "Threads of the pipeline.", lower_bound=1)
+
+Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def by_hand(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """Four operations on each image, as tutorials write them with stateless tf.image."""
+
+    def one(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        image, seed = tf.cast(pair[0], tf.float32) / 255.0, tf.stack([tf.cast(pair[1], tf.int32), 0])
+        image = tf.image.stateless_random_flip_left_right(image, seed)
+        image = tf.image.stateless_random_brightness(image, 0.2, seed)
+        image = tf.image.stateless_random_contrast(image, 0.8, 1.2, seed)
+        return tf.clip_by_value(tf.image.stateless_random_saturation(image, 0.8, 1.2, seed), 0.0, 1.0)
+
+    return tf.map_fn(one, (images, seeds), fn_output_signature=tf.float32)
+
+
+def of_keras(layer: keras.layers.Layer) -> Change:
+    """A layer of Keras in training."""
+    return lambda images, seeds: layer(images, training=True)
+
+
+def variants(side: int) -> dict[str, tuple[Change, Change | None]]:
+    """By operation, ours and the one to compare with."""
+    layers, high = keras.layers, {"value_range": (0, 255)}
+    four = (augment.Flip(), augment.Brightness(), augment.Contrast(), augment.Saturation())
+    kept = side * 7 // 8
+    return {
+        "flip": (augment.Flip(), of_keras(layers.RandomFlip("horizontal"))),
+        "crop": (augment.Crop(kept, kept), of_keras(layers.RandomCrop(kept, kept))),
+        "pad and crop": (augment.PadCrop(4), None),
+        "resize": (augment.Resize(kept, kept), of_keras(layers.Resizing(kept, kept))),
+        "rotation": (augment.Affine(degrees=20.0), of_keras(layers.RandomRotation(20 / 360, fill_mode="constant"))),
+        "shift": (augment.Affine(shift=0.1), of_keras(layers.RandomTranslation(0.1, 0.1, fill_mode="constant"))),
+        "zoom": (augment.Affine(zoom=(0.9, 1.1)), of_keras(layers.RandomZoom(0.1, fill_mode="constant"))),
+        "shear": (augment.Affine(shear=10.0), of_keras(layers.RandomShear(0.1, 0.1, fill_mode="constant"))),
+        "erase": (augment.Erase(1.0), of_keras(layers.RandomErasing(1.0, **high))),
+        "brightness": (augment.Brightness(), of_keras(layers.RandomBrightness(0.2, **high))),
+        "contrast": (augment.Contrast(), of_keras(layers.RandomContrast(0.2, **high))),
+        "saturation": (augment.Saturation(), of_keras(layers.RandomSaturation(0.2, **high))),
+        "hue": (augment.Hue(), of_keras(layers.RandomHue(0.05, **high))),
+        "RandAugment": (augment.RandAugment(), of_keras(layers.RandAugment(**high))),
+        "AugMix": (augment.AugMix(), of_keras(layers.AugMix(**high))),
+        "TrivialAugment": (augment.TrivialAugment(), None),
+        "4 operations": (lambda images, seeds: augment.chain(four, images, seeds), by_hand),
+    }
+
+
+def pipeline(images: np.ndarray, change: Change, threads: int) -> tf.data.Dataset:
+    """Batches through a change, on so many threads."""
+    seeds = np.arange(len(images), dtype="int64")
+    batches = tf.data.Dataset.from_tensors((images, seeds)).repeat(_BATCHES.value)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    return batches.map(change, num_parallel_calls=threads).with_options(options)
+
+
+def seconds(batches: tf.data.Dataset) -> float:
+    """How long one pass takes."""
+    started = time.perf_counter()
+    for each in batches:
+        del each
+    return time.perf_counter() - started
+
+
+def main(_: list[str]) -> None:
+    """Prints the table."""
+    side, count = _SIDE.value, _BATCH.value
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, side // 8, side // 8, 3)).astype("uint8")
+    images = tf.cast(tf.image.resize(coarse, (side, side), "bicubic"), tf.uint8).numpy()
+    encoded = np.array([tf.io.encode_jpeg(each).numpy() for each in images])
+    jpegs = tf.data.Dataset.from_tensor_slices(encoded).repeat(_BATCHES.value)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = _THREADS.value
+    decoding = jpegs.map(tf.io.decode_jpeg, num_parallel_calls=_THREADS.value).with_options(options)
+    pipelines: dict[str, tf.data.Dataset] = {"jpeg": decoding}
+    for name, pair in variants(side).items():
+        for who, change in zip(("ours", "theirs"), pair, strict=True):
+            if change is not None:
+                pipelines[f"{name}/{who}"] = pipeline(images, change, _THREADS.value)
+    measured: dict[str, list[float]] = {name: [] for name in pipelines}
+    for batches in pipelines.values():
+        seconds(batches)
+    for _round in range(_ROUNDS.value):
+        for name, batches in pipelines.items():
+            measured[name].append(seconds(batches))
+    each = {name: statistics.median(times) / (count * _BATCHES.value) * 1e6 for name, times in measured.items()}
+    table = rich.table.Table(
+        "augmentation", "µs an image", "of a JPEG's decoding", "Keras or tf.image, µs", "times as fast"
+    )
+    for name in variants(side):
+        ours, theirs = each[f"{name}/ours"], each.get(f"{name}/theirs")
+        compared = ("", "") if theirs is None else (f"{theirs:.1f}", f"{theirs / ours:.1f}")
+        table.add_row(name, f"{ours:.1f}", f"{ours / each['jpeg']:.2f}", *compared)
+    console = rich.console.Console()
+    console.print(table)
+    console.print(
+        f"{side} x {side} x 3 uint8, decoding {each['jpeg']:.1f} µs; {_THREADS.value} thread(s), "
+        f"{describe_environment()['cpu']}"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
