@@ -1,5 +1,7 @@
 """Models of every structure in quantization-aware form, and what has no rule, with the reason."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -221,3 +223,14 @@ def test_integers_stay_integers(tmp_path):
     assert tfopt.export_tflite(aware, tmp_path / "m.tflite").float_ops == []
     found = tfopt.verify_tflite(aware, tmp_path / "m.tflite", data, use_xnnpack=False)
     assert found.mean_lsb < found.noise.mean_lsb + 0.1
+
+
+@pytest.mark.slow
+def test_graphs_deeper_than_pythons_recursion():
+    inputs = x = keras.Input((2,))
+    for _ in range(510):
+        x = x + 1.0
+    limit = sys.getrecursionlimit()
+    aware = tfopt.quantize_aware(keras.Model(inputs, layers.Dense(1)(x)))
+    assert len(aware.layers) > 1000
+    assert sys.getrecursionlimit() == limit

@@ -1,13 +1,36 @@
 """A Keras model as a flat list of operations: nested models inlined, raw operators in sight, consumers known."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 
 from tfopt.config import require
+
+# Python's own limit is 1,000; deeper recursion costs memory of the heap alone since Python 3.11.
+_DEEP = 50_000
+
+
+@contextlib.contextmanager
+def deep_graphs() -> Iterator[None]:
+    """Room for Keras, which calls itself once for each layer on the longest path when it builds a model.
+
+    EfficientNetV2L with fake quantization has more than a thousand.
+
+    >>> with deep_graphs():
+    ...     sys.getrecursionlimit() >= 50_000
+    True
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, _DEEP))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @dataclasses.dataclass(frozen=True)

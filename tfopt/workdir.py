@@ -14,6 +14,7 @@ import keras
 
 from tfopt import invariants
 from tfopt.files import atomic_path, remove, sha256, write_text
+from tfopt.graph import deep_graphs
 from tfopt.report import Report
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _read_state(folder: pathlib.Path) -> dict[str, Any]:
     return state
 
 
+@deep_graphs()
 def load_saved(path: pathlib.Path) -> keras.Model:
     """Loads a model that `save_checked` wrote: compiled as it was, with a new optimizer."""
     with warnings.catch_warnings():

@@ -13,6 +13,7 @@ from tfopt.channels.plan import plan_channels
 from tfopt.channels.prune import prune_channels
 from tfopt.config import require, require_fraction
 from tfopt.data import as_data
+from tfopt.graph import deep_graphs
 from tfopt.kernels import select_kernels
 from tfopt.progress import current_bar
 from tfopt.prune.magnitude import magnitude_mask
@@ -24,6 +25,7 @@ from tfopt.variables import LayerSelection, owned_variables, select_layers
 _Variant = tuple[str, float, Callable[[], keras.Model]]
 
 
+@deep_graphs()
 def sensitivity(
     model: keras.Model,
     data: Any,

@@ -9,12 +9,13 @@ import numpy as np
 from tfopt.channels.plan import ChannelPlan
 from tfopt.channels.propagate import Flow, follow_channels
 from tfopt.config import require
-from tfopt.graph import functional
+from tfopt.graph import deep_graphs, functional
 
 # By the path of each old variable: the path of the new one, and by axis the indices that stay, None for all.
 Kept = dict[str, tuple[str, tuple[np.ndarray | None, ...]]]
 
 
+@deep_graphs()
 def apply_plan(model: keras.Model, plan: ChannelPlan) -> tuple[keras.Model, Kept]:
     """The model without the channels that a plan takes away.
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tfopt.files import Path
+from tfopt.graph import deep_graphs
 from tfopt.load.safety import refuse_code, refuse_unknown
 from tfopt.load.source import Source, examine, named_as
 
@@ -71,6 +72,7 @@ def _check_custom_objects(custom_objects: Mapping[str, Any]) -> None:
             )
 
 
+@deep_graphs()
 def _load_keras3(source: Source, custom_objects: dict[str, Any], safe_mode: bool) -> keras.Model:
     with named_as(source) as path:
         try:

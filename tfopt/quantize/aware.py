@@ -7,7 +7,7 @@ import keras
 from absl import logging
 
 from tfopt.config import require
-from tfopt.graph import Node, flatten, functional
+from tfopt.graph import Node, deep_graphs, flatten, functional
 from tfopt.quantize.bits import ACTIVATION_BITS, BitSelection, WeightBits
 from tfopt.quantize.frozen import is_quantized
 from tfopt.quantize.rewrite import Rewrite
@@ -54,6 +54,7 @@ def quantize_aware(
     return rewrite_model(model, weight_bits, activation_bits, layers, on_unsupported)[0]
 
 
+@deep_graphs()
 def rewrite_model(
     model: keras.Model, weight_bits: int, activation_bits: int, layers: BitSelection, on_unsupported: str
 ) -> tuple[keras.Model, dict[str, str]]:

@@ -6,7 +6,10 @@ from typing import Any
 
 import keras
 
+from tfopt.graph import deep_graphs
 
+
+@deep_graphs()
 def to_policy(model: keras.Model, policy: str) -> keras.Model:
     """Rebuilds a model with another dtype policy in every layer.
 
