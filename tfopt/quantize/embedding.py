@@ -8,8 +8,9 @@ import tensorflow as tf
 from keras import layers
 
 from tfopt.graph import Node
-from tfopt.quantize.fake_quant import FakeQuant, halves_away_from_zero
+from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.integers import largest_integer
+from tfopt.quantize.kernels import halves_away_from_zero
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
 
 
