@@ -1,13 +1,14 @@
 """Fewer channels against training a narrower network: accuracy, multiplications, bytes and latency, int8 included.
 
     python -m recipes.benchmarks.channels_accuracy --dataset=cifar10 --data_dir=~/tensorflow_datasets \\
-        --model=mlperf_resnet8_cifar10.keras --value_high=255 --macs=0.5
+        --model=mlperf_resnet8_cifar10.keras --value_high=255 --macs=0.5 --shift=4
 
 Four int8 files of one task: of the whole model; of the model without the channels that matter least, all layers giving
 up the same share; of one whose layers give up what each alone bears; and of a network as narrow as the second, trained
 from scratch for as many epochs. Latencies are medians of runs in turns.
 """
 
+import dataclasses
 import pathlib
 import tempfile
 
@@ -25,6 +26,7 @@ from tfopt.report import describe_environment
 
 _MACS = flags.DEFINE_float("macs", 0.5, "The share of the multiplications that remains.")
 _EPOCHS = flags.DEFINE_integer("train_epochs", 16, "Of the training after the channels went.", lower_bound=1)
+_SHIFT = flags.DEFINE_integer("shift", 0, "Mirrors training images and moves them by up to so many pixels; 0: not.")
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "Highest learning rate of that training.")
 
 
@@ -40,6 +42,8 @@ def main(_: list[str]) -> None:
     keras.utils.set_random_seed(0)
     value_range = (0.0, VALUE_HIGH.value)
     data = tfopt.from_tfds(DATASET.value, DATA_DIR.value, batch_size=BATCH.value, value_range=value_range)
+    if _SHIFT.value:
+        data = dataclasses.replace(data, augment=(tfopt.augment.Flip(), tfopt.augment.PadCrop(_SHIFT.value)))
     whole = tfopt.load_model(MODEL.value)
     target, fit = {"macs": _MACS.value}, tfopt.Fit(tfopt.Cosine(_RATE.value))
     narrow = from_scratch(tfopt.prune_channels(whole, target=target))
