@@ -10,8 +10,8 @@ from tfopt.channels.stage import PruneChannels
 from tfopt.cluster.callback import ClusteringCallback
 from tfopt.cluster.stage import Cluster
 from tfopt.clusters import Clustered
-from tfopt.data import Data, as_data, from_arrays, from_tfds
-from tfopt.data.stage import Augment, LoadTFDS
+from tfopt.data import Data, as_data, from_arrays, from_folder, from_tfds
+from tfopt.data.stage import Augment, LoadFolder, LoadTFDS
 from tfopt.invariants import Invariant, Sparsity
 from tfopt.launch import run_recipe
 from tfopt.load import load_model
@@ -50,6 +50,7 @@ __all__ = [
     "Fit",
     "FreezeRanges",
     "Invariant",
+    "LoadFolder",
     "LoadModel",
     "LoadTFDS",
     "Outcome",
@@ -70,6 +71,7 @@ __all__ = [
     "export_tflite",
     "float_islands",
     "from_arrays",
+    "from_folder",
     "from_tfds",
     "load_model",
     "measure_latency",

@@ -118,9 +118,6 @@ class Stage(Config):
     cheap and must not change what it is given. `apply(work, folder)` does the part; `folder` takes its files.
     """
 
-    # Data are not written to the workdir; stages that load them run again when a run resumes.
-    runs_on_resume = False
-
     @property
     def name(self) -> str:
         """The class's name."""

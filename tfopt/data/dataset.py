@@ -32,6 +32,7 @@ class Data:
         small types such as uint8 are what is kept in memory. A pure function.
       augment: augmentations of training images, in order, before `transform`; other in every epoch, and fixed by the
         seed.
+      skipped: what was left out of the data when they were read, with the reason.
 
     Raises:
       ValueError: for a missing, empty or endless split, or augmentations of what is no image.
@@ -48,6 +49,7 @@ class Data:
     seed: int = 0
     transform: Callable[..., Any] | None = None
     augment: tuple[Augmentation, ...] = ()
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size must be at least 1, received {self.batch_size}")

@@ -1,4 +1,4 @@
-"""The stages `LoadTFDS` and `Augment`."""
+"""The stages `LoadTFDS`, `LoadFolder` and `Augment`."""
 
 import dataclasses
 import functools
@@ -7,7 +7,8 @@ import pathlib
 
 from tfopt.augment import Augmentation
 from tfopt.config import require
-from tfopt.data import Data, from_tfds
+from tfopt.data import Data, from_folder, from_tfds
+from tfopt.data.folder import Policy
 from tfopt.stage import Outcome, Stage, Work
 
 
@@ -43,6 +44,60 @@ class LoadTFDS(Stage):
         data = _load(self, work.seed)
         sizes = ", ".join(f"{size:,} {split}" for split, size in data.sizes.items())
         return Outcome(work.replace(data=data), notes=[f"{data.name}: {sizes} examples of shape {data.input_shape}"])
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoadFolder(Stage):
+    """Loads a folder of images, a folder for each class; see `tfopt.data.from_folder`.
+
+    Args:
+      path: of the folder.
+      image_size: (height, width) of what the model receives.
+      channels: 1, 3 or 4.
+      on_bad: "raise", "skip" or "repair"; what is skipped is in the report.
+      batch_size: examples a training step.
+      validation_fraction: share of each class to hold out, in (0, 1), where there is no folder for it; the same for
+        the test split.
+      value_range: what pixel values 0 and 255 become.
+
+    >>> LoadFolder("flowers", (96, 96), on_bad="skip")
+    LoadFolder(path='flowers', image_size=(96, 96), on_bad='skip')
+    """
+
+    path: str | os.PathLike[str]
+    image_size: tuple[int, int]
+    channels: int = 3
+    on_bad: Policy = "raise"
+    batch_size: int = 64
+    validation_fraction: float = 0.1
+    value_range: tuple[float, float] = (0.0, 1.0)
+
+    def validate(self, work: Work) -> Work:
+        """Looks at every file."""
+        return work.replace(data=_load_folder(self, work.seed))
+
+    def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
+        """Loads the images."""
+        data = _load_folder(self, work.seed)
+        sizes = ", ".join(f"{size:,} {split}" for split, size in data.sizes.items())
+        notes = [f"{data.name}: {sizes} images of shape {data.input_shape}; {len(data.skipped):,} files left out"]
+        skipped = [{"layer": name, "reason": reason} for name, reason in data.skipped.items()]
+        return Outcome(work.replace(data=data), notes=notes, skipped=skipped)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_folder(stage: LoadFolder, seed: int) -> Data:
+    return from_folder(
+        stage.path,
+        stage.image_size,
+        channels=stage.channels,
+        on_bad=stage.on_bad,
+        batch_size=stage.batch_size,
+        validation_fraction=stage.validation_fraction,
+        test_fraction=stage.validation_fraction,
+        value_range=stage.value_range,
+        seed=seed,
+    )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
