@@ -70,7 +70,7 @@ def write(folder, counts=(30, 20), start=0, kinds=("PNG", "JPEG", "BMP")):
 
 def everything(data):
     return {
-        split: [(x.tobytes(), int(y)) for x, y in data.splits[split].as_numpy_iterator()]
+        split: [(x.tobytes(), int(y)) for x, y in data.examples(split).as_numpy_iterator()]
         for split in ("train", "validation", "test")
     }
 
@@ -138,7 +138,7 @@ def test_a_bad_file_is_named(name, tmp_path):
     assert sum(data.sizes.values()) == 12
     repaired = tfopt.from_folder(tmp_path, (8, 8), on_bad="repair")
     assert sum(repaired.sizes.values()) == (13 if reason.startswith("channels") else 12)
-    assert sum(len(list(repaired.splits[split])) for split in repaired.splits) == sum(repaired.sizes.values())
+    assert sum(len(list(repaired.examples(split))) for split in repaired.splits) == sum(repaired.sizes.values())
 
 
 def test_hundreds_of_bad_files_are_counted(tmp_path):

@@ -10,7 +10,7 @@ from tfopt.channels.stage import PruneChannels
 from tfopt.cluster.callback import ClusteringCallback
 from tfopt.cluster.stage import Cluster
 from tfopt.clusters import Clustered
-from tfopt.data import Data, as_data, from_arrays, from_folder, from_tfds
+from tfopt.data import Data, as_data, from_arrays, from_folder, from_npy, from_npz, from_tfds
 from tfopt.data.stage import Augment, LoadFolder, LoadTFDS
 from tfopt.invariants import Invariant, Sparsity
 from tfopt.launch import run_recipe
@@ -72,6 +72,8 @@ __all__ = [
     "float_islands",
     "from_arrays",
     "from_folder",
+    "from_npy",
+    "from_npz",
     "from_tfds",
     "load_model",
     "measure_latency",

@@ -4,6 +4,7 @@ from tfopt.data.check import check_data
 from tfopt.data.coerce import as_data
 from tfopt.data.dataset import Data, from_arrays
 from tfopt.data.folder import from_folder
+from tfopt.data.npy import from_npy, from_npz
 from tfopt.data.tfds import from_tfds
 
-__all__ = ["Data", "as_data", "check_data", "from_arrays", "from_folder", "from_tfds"]
+__all__ = ["Data", "as_data", "check_data", "from_arrays", "from_folder", "from_npy", "from_npz", "from_tfds"]

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfopt.augment import Augmentation, chain
 from tfopt.augment.seeds import fold
 from tfopt.config import require
+from tfopt.data.split import draw
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -33,6 +34,8 @@ class Data:
       augment: augmentations of training images, in order, before `transform`; other in every epoch, and fixed by the
         seed.
       skipped: what was left out of the data when they were read, with the reason.
+      read: makes an example of each element of the splits, `read(*element) -> example`, after the shuffle: so that what
+        waits to be shuffled are paths or row numbers. A pure function.
 
     Raises:
       ValueError: for a missing, empty or endless split, or augmentations of what is no image.
@@ -50,6 +53,7 @@ class Data:
     transform: Callable[..., Any] | None = None
     augment: tuple[Augmentation, ...] = ()
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    read: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size must be at least 1, received {self.batch_size}")
@@ -113,6 +117,11 @@ class Data:
         require(split in SPLITS, f"split must be one of {', '.join(SPLITS)}, received {split!r}")
         return self._batched(self.splits[split], batch_size).prefetch(tf.data.AUTOTUNE)
 
+    def examples(self, split: Split = "test") -> tf.data.Dataset:
+        """Single examples of a split in a fixed order, before augmentation and `transform`."""
+        require(split in SPLITS, f"split must be one of {', '.join(SPLITS)}, received {split!r}")
+        return self._read(self.splits[split])
+
     def training_batches(self, epoch: int | tf.Variable = 0) -> tf.data.Dataset:
         """The training batches of one epoch; their order depends on the seed and the epoch alone.
 
@@ -138,7 +147,7 @@ class Data:
         digest.update(repr((self.name, self.sizes, self.batch_size, self.seed, self.element_spec)).encode())
         digest.update(repr((self.class_names, self.augment)).encode())
         for split in SPLITS:
-            for batch in self.splits[split].batch(self.batch_size).prefetch(tf.data.AUTOTUNE):
+            for batch in self.examples(split).batch(self.batch_size).prefetch(tf.data.AUTOTUNE):
                 for part in tf.nest.flatten(batch):
                     digest.update(tf.io.serialize_tensor(part).numpy())
         return digest.hexdigest()[:16]
@@ -148,11 +157,16 @@ class Data:
         # A buffer as large as the split shuffles perfectly; 100,000 bounds the memory of very large ones.
         return min(self.sizes["train"], 100_000)
 
+    def _read(self, elements: tf.data.Dataset) -> tf.data.Dataset:
+        if self.read is None:
+            return elements
+        return elements.map(self.read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
     def _batched(
-        self, examples: tf.data.Dataset, batch_size: int | None = None, seeds: tf.data.Dataset | None = None
+        self, elements: tf.data.Dataset, batch_size: int | None = None, seeds: tf.data.Dataset | None = None
     ) -> tf.data.Dataset:
-        """Batches; augmented where there are seeds for the examples."""
-        size = batch_size or self.batch_size
+        """Batches of what is read; augmented where there are seeds for the examples."""
+        size, examples = batch_size or self.batch_size, self._read(elements)
         options = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
         if seeds is not None:
             together = tf.data.Dataset.zip(seeds, examples).batch(size, num_parallel_calls=tf.data.AUTOTUNE)
@@ -166,7 +180,7 @@ class Data:
 
     def _check_augment(self) -> None:
         """Raises where what comes out of the augmentations is not what evaluation sees."""
-        spec = self.splits["train"].element_spec[0]
+        spec = self.examples("train").element_spec[0]
         require(
             isinstance(spec, tf.TensorSpec) and spec.shape.rank == 3,
             f"augment changes images of shape (height, width, channels): the inputs of {self.name!r} are {spec}",
@@ -204,6 +218,8 @@ def from_arrays(
     *,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
+    stratify: bool = False,
+    groups: Any = None,
     **options: Any,
 ) -> Data:
     """Makes `Data` from arrays in memory.
@@ -215,6 +231,8 @@ def from_arrays(
       test: the same; None: drawn from `train` by the seed.
       validation_fraction: share of `train` to draw, in (0, 1).
       test_fraction: share of `train` to draw, in (0, 1).
+      stratify: draw the share from each class of y.
+      groups: one for each example of `train`, such as its subject: those of a group stay in one split.
       **options: further fields of `Data`, such as `batch_size`, `seed`, `name` and `class_names`.
 
     Raises:
@@ -225,7 +243,9 @@ def from_arrays(
     parts = {split: _arrays(split, arrays) for split, arrays in given.items() if arrays is not None}
     fractions = {"validation": validation_fraction, "test": test_fraction}
     wanted = {split: fraction for split, fraction in fractions.items() if split not in parts}
-    for split, rows in _draw(len(tf.nest.flatten(train)[0]), wanted, options.get("seed", 0)).items():
+    require(not stratify or np.ndim(train[1]) == 1, "stratify takes y with one label for each example")
+    labels, size = train[1] if stratify else None, len(tf.nest.flatten(train)[0])
+    for split, rows in draw(size, wanted, options.get("seed", 0), labels, groups).items():
         parts[split] = tf.nest.map_structure(lambda array, rows=rows: array[rows], train)
     return Data({split: tf.data.Dataset.from_tensor_slices(parts[split]) for split in SPLITS}, **options)
 
@@ -233,7 +253,7 @@ def from_arrays(
 def hold_out(examples: tf.data.Dataset, fractions: Mapping[str, float], seed: int) -> dict[str, tf.data.Dataset]:
     """Draws splits from the examples by the seed; returns them and, as "train", the rest, of known sizes."""
     size = int(examples.cardinality())
-    drawn = _draw(size, fractions, seed)
+    drawn = draw(size, fractions, seed)
 
     def select(rows: np.ndarray) -> tf.data.Dataset:
         is_chosen = tf.constant(np.isin(np.arange(size), rows))
@@ -242,18 +262,6 @@ def hold_out(examples: tf.data.Dataset, fractions: Mapping[str, float], seed: in
         return chosen.map(lambda _, example: example).apply(known_size)
 
     return {split: select(rows) for split, rows in drawn.items()}
-
-
-def _draw(size: int, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
-    """The rows of each split, in rising order, and of "train", which keeps the rest."""
-    rest = np.random.default_rng(seed).permutation(size)
-    drawn = {}
-    for split, fraction in fractions.items():
-        require(0 < fraction < 1, f"{split}_fraction must be in (0, 1), received {fraction!r}")
-        require(size > 0, f"cannot draw the {split} split: there are no training examples")
-        count = max(1, round(size * fraction))
-        drawn[split], rest = np.sort(rest[:count]), rest[count:]
-    return {**drawn, "train": np.sort(rest)}
 
 
 def _arrays(split: str, arrays: Any) -> tuple[Any, ...]:

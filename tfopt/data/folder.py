@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -114,15 +115,19 @@ def from_folder(
     def scaled(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.cast(x, tf.float32) * scale + low, y
 
-    splits = {split: _images(parts[split], image_size, channels) for split in SPLITS}
+    paths: dict[str, tf.data.Dataset] = {split: _paths(parts[split]) for split in SPLITS}
+    read = functools.partial(_read, image_size, channels)
+    if cache:
+        paths = {split: each.map(read, tf.data.AUTOTUNE, deterministic=True).cache() for split, each in paths.items()}
     return Data(
-        {split: images.cache() if cache else images for split, images in splits.items()},
+        paths,
         name=folder.resolve().name,
         class_names=class_names,
         batch_size=batch_size,
         seed=seed,
         transform=scaled,
         skipped=skipped,
+        read=None if cache else read,
     )
 
 
@@ -240,15 +245,13 @@ def _draw_by_class(
     return drawn
 
 
-def _images(files: Sequence[_File], image_size: tuple[int, int], channels: int) -> tf.data.Dataset:
-    paths = tf.data.Dataset.from_tensor_slices(
-        ([str(each.path) for each in files], np.array([each.label for each in files]))
-    )
+def _paths(files: Sequence[_File]) -> tf.data.Dataset:
+    labels = np.array([each.label for each in files])
+    return tf.data.Dataset.from_tensor_slices(([str(each.path) for each in files], labels))
 
-    def read(path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
-        image.set_shape((None, None, channels))
-        resized = tf.image.resize(image, image_size, antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8), label
 
-    return paths.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+def _read(image_size: tuple[int, int], channels: int, path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    image = tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
+    image.set_shape((None, None, channels))
+    resized = tf.image.resize(image, image_size, antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8), label

@@ -1,0 +1,110 @@
+"""Arrays in files: `.npy`, read row by row from the disk, and `.npz`."""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt.config import require
+from tfopt.data.dataset import SPLITS, Data, from_arrays
+from tfopt.data.split import draw
+
+Path = str | os.PathLike[str]
+
+
+def from_npy(
+    x: Path,
+    y: Any,
+    *,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    stratify: bool = False,
+    groups: Any = None,
+    **options: Any,
+) -> Data:
+    """Makes `Data` of an array in a `.npy` file that may be larger than memory.
+
+    Rows are read from the disk as they are needed; only their numbers are shuffled.
+
+    Args:
+      x: path of the inputs, the examples along the first axis.
+      y: path of the labels or targets, or an array; kept in memory.
+      validation_fraction: share to draw, in (0, 1).
+      test_fraction: share to draw, in (0, 1).
+      stratify: draw the share from each class of y.
+      groups: one for each example, such as its subject: those of a group stay in one split.
+      **options: further fields of `Data`, such as `batch_size`, `seed`, `name` and `class_names`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no array of numbers, or x and y of unequal lengths.
+
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> np.save(folder / "x.npy", np.arange(60, dtype="float32").reshape(20, 3))
+    >>> data = from_npy(folder / "x.npy", np.arange(20) % 2, batch_size=8)
+    >>> data.sizes, data.input_shape
+    ({'train': 16, 'validation': 2, 'test': 2}, (3,))
+    """
+    rows = _open(x, mapped=True)
+    targets = _open(y, mapped=False) if isinstance(y, str | os.PathLike) else np.asarray(y)
+    require(
+        rows.ndim >= 1 and targets.ndim >= 1 and len(rows) == len(targets),
+        f"x and y must have as many rows each, received shapes {rows.shape} and {targets.shape}",
+    )
+    fractions = {"validation": validation_fraction, "test": test_fraction}
+    labels = targets if stratify else None
+    drawn = draw(len(rows), fractions, options.get("seed", 0), labels, groups)
+
+    def read(index: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # A copy: what is mapped may be unmapped while TensorFlow holds it.
+        row = tf.numpy_function(lambda i: np.array(rows[i]), [index], tf.as_dtype(rows.dtype), stateful=False)
+        row.set_shape(rows.shape[1:])
+        return row, target
+
+    splits: dict[str, tf.data.Dataset] = {
+        split: tf.data.Dataset.from_tensor_slices((drawn[split], targets[drawn[split]])) for split in SPLITS
+    }
+    return Data(splits, **{"name": pathlib.Path(x).stem, **options}, read=read)
+
+
+def from_npz(path: Path, x: str = "x", y: str = "y", *, groups: str | None = None, **options: Any) -> Data:
+    """Makes `Data` of the arrays in a `.npz` file, which are read into memory.
+
+    Args:
+      path: of the file.
+      x: name of the inputs in it.
+      y: name of the labels or targets.
+      groups: name of the groups to keep together, such as subjects.
+      **options: those of `from_arrays`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file is no `.npz`, or has no array of a name; with those that it has.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "set.npz"
+    >>> np.savez(path, x=np.zeros((12, 3)), y=np.arange(12) % 2, who=np.arange(12) // 2)
+    >>> from_npz(path, groups="who").sizes
+    {'train': 8, 'validation': 2, 'test': 2}
+    """
+    found = _open(path, mapped=False)
+    require(isinstance(found, np.lib.npyio.NpzFile), f"{path} holds one array: use from_npy")
+    with found as arrays:
+        for name in (x, y, groups):
+            require(name is None or name in arrays.files, f"{path} has no array {name!r}, it has {', '.join(arrays)}")
+        own = arrays[groups] if groups else None
+        return from_arrays((arrays[x], arrays[y]), groups=own, **{"name": pathlib.Path(path).stem, **options})
+
+
+def _open(path: Path, mapped: bool) -> Any:
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as arrays of numbers: {error}. Write it with np.save") from error
+    require(not mapped or isinstance(found, np.ndarray), f"{path} holds several arrays: use from_npz, or np.save each")
+    return found
