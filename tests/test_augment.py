@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageEnhance, ImageOps
 
 import tfopt
-from tests.conftest import blobs
+from tests.conftest import blobs, small_model
 from tfopt import augment
 from tfopt.augment import tone
 from tfopt.augment.base import in_float
@@ -253,6 +253,18 @@ def test_epochs_differ_and_can_be_repeated():
     train = data.train
     one, other = (np.concatenate([x.numpy() for x, _ in train]) for _ in range(2))
     assert not np.array_equal(np.sort(one.sum((1, 2, 3))), np.sort(other.sum((1, 2, 3))))
+
+
+def test_ranges_come_from_images_as_they_are(tmp_path):
+    x, y = blobs(60)
+    data = tfopt.as_data((x / 9, y))
+    model = small_model()
+    for name, each in {
+        "plain": data,
+        "erased": dataclasses.replace(data, augment=(augment.Erase(1.0, (0.9, 1.0)),)),
+    }.items():
+        tfopt.export_tflite(model, tmp_path / name, "int8", each)
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "erased").read_bytes()
 
 
 def test_it_runs_inside_a_model():

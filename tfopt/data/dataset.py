@@ -122,7 +122,7 @@ class Data:
         require(split in SPLITS, f"split must be one of {', '.join(SPLITS)}, received {split!r}")
         return self._read(self.splits[split])
 
-    def training_batches(self, epoch: int | tf.Variable = 0) -> tf.data.Dataset:
+    def training_batches(self, epoch: int | tf.Variable = 0, augmented: bool = True) -> tf.data.Dataset:
         """The training batches of one epoch; their order depends on the seed and the epoch alone.
 
         Training that resumes at an epoch so sees what it would have seen without the interruption. An int64
@@ -134,7 +134,9 @@ class Data:
             number = start + tf.cast(epoch, tf.int64)
             # Golden-ratio hashing: neighbouring (seed, epoch) pairs get unrelated shuffles.
             mixed = (number + 1) * 0x9E3779B1 + seed * 0x85EBCA77
-            seeds = tf.data.Dataset.counter().map(lambda index: fold(mixed, index)) if self.augment else None
+            seeds = (
+                tf.data.Dataset.counter().map(lambda index: fold(mixed, index)) if augmented and self.augment else None
+            )
             return self._batched(_shuffled(source, buffer, mixed), seeds=seeds)
 
         one_epoch = tf.data.Dataset.range(1).flat_map(batches)

@@ -75,7 +75,8 @@ def read_examples(data: Any, specs: list[InputSpec], limit: int, split: str, pur
 
 def _batches(data: Any, limit: int, split: str, purpose: str, specs: list[InputSpec]) -> Iterable[Any]:
     if split == "train" and hasattr(data, "training_batches"):
-        return _numpy(data.training_batches())
+        # Ranges are those of what the model will see.
+        return _numpy(data.training_batches(augmented=False))
     if hasattr(data, "batches"):
         return _numpy(data.batches(split))
     if isinstance(data, tf.data.Dataset):
