@@ -5,6 +5,18 @@ from tfopt.data.coerce import as_data
 from tfopt.data.dataset import Data, from_arrays
 from tfopt.data.folder import from_folder
 from tfopt.data.npy import from_npy, from_npz
+from tfopt.data.profile import Profile, profile
 from tfopt.data.tfds import from_tfds
 
-__all__ = ["Data", "as_data", "check_data", "from_arrays", "from_folder", "from_npy", "from_npz", "from_tfds"]
+__all__ = [
+    "Data",
+    "Profile",
+    "as_data",
+    "check_data",
+    "from_arrays",
+    "from_folder",
+    "from_npy",
+    "from_npz",
+    "from_tfds",
+    "profile",
+]

@@ -1,0 +1,124 @@
+"""What limits a pipeline: the time of each of its parts, and what to change."""
+
+import dataclasses
+import io
+import statistics
+import time
+from collections.abc import Mapping
+
+import rich.console
+import rich.table
+import tensorflow as tf
+
+from tfopt.config import require
+from tfopt.data.dataset import Data
+
+_ADVICE = {
+    "source": "keep the examples in memory with .cache() on the splits, or store them in fewer, larger files",
+    "read": "decode once: cache the decoded examples (from_folder(cache=True)), or save them smaller with from_npy",
+    "batch": "use a larger batch_size, or smaller types such as uint8, scaled in `transform`",
+    "augment": "take cheaper augmentations (recipes/benchmarks/augmentation.py has their costs), and uint8 images",
+    "transform": "do in the splits, before a .cache(), what is the same in every epoch, or leave it to the model",
+    "transfer": "pass smaller types, uint8 for instance, and scale them in the model",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Where the time of a training pipeline goes.
+
+    Args:
+      milliseconds: by part, what it adds to the time of a batch; parallel as in training. "source": reading the
+        elements of the split; "read", "batch", "augment", "transform": as in `Data`; "transfer": handing batches over.
+      batch_size: examples a batch.
+    """
+
+    milliseconds: Mapping[str, float]
+    batch_size: int
+
+    @property
+    def limit(self) -> str:
+        """The part that takes longest."""
+        return max(self.milliseconds, key=self.milliseconds.__getitem__)
+
+    @property
+    def advice(self) -> str:
+        """What to change first."""
+        return _ADVICE[self.limit]
+
+    def __str__(self) -> str:
+        whole = sum(self.milliseconds.values())
+        table = rich.table.Table("part", "ms a batch", "share", title=f"batches of {self.batch_size}")
+        for part, each in self.milliseconds.items():
+            table.add_row(part, f"{each:.2f}", f"{each / whole:.0%}" if whole else "")
+        table.add_row("all", f"{whole:.2f}", f"{1000 * self.batch_size / whole:,.0f} examples/s" if whole else "")
+        text = io.StringIO()
+        console = rich.console.Console(file=text, width=80)
+        console.print(table)
+        console.print(f"{self.limit} limits it: {self.advice}")
+        return text.getvalue()
+
+
+def profile(data: Data, batches: int = 20, rounds: int = 3) -> Profile:
+    """Measures the parts of a training pipeline, without the shuffle.
+
+    Each part is timed with those before it, on `batches` batches, in turns; what it adds is the difference of medians.
+    Parts run in parallel as they do in training, so one that keeps up with those before it adds nothing.
+
+    Args:
+      data: of which the training split is read; where that is cached, the first, slower pass is not counted.
+      batches: in a turn, at least 1; fewer where the split has fewer.
+      rounds: turns, at least 1.
+
+    Raises:
+      ValueError: an argument below 1.
+
+    >>> import numpy as np
+    >>> from tfopt.data.dataset import from_arrays
+    >>> found = profile(from_arrays((np.zeros((200, 4)), np.arange(200) % 2)), batches=2, rounds=1)
+    >>> list(found.milliseconds)
+    ['source', 'batch', 'transfer']
+    """
+    require(batches >= 1 and rounds >= 1, f"batches and rounds must be at least 1, received {batches}, {rounds}")
+    count = min(batches, data.steps_per_epoch)
+    elements = data.splits["train"].take(count * data.batch_size)
+    bare = dataclasses.replace(data, transform=None, augment=())
+    seeds = tf.data.Dataset.counter()
+    parts = {"source": elements}
+    if data.read is not None:
+        parts["read"] = bare._read(elements)
+    parts["batch"] = bare._batched(elements)
+    if data.augment:
+        parts["augment"] = dataclasses.replace(data, transform=None)._batched(elements, seeds=seeds)
+    if data.transform is not None:
+        parts["transform"] = data._batched(elements, seeds=seeds if data.augment else None)
+    whole = list(parts.values())[-1].prefetch(tf.data.AUTOTUNE)
+    measured: dict[str, list[float]] = {name: [] for name in (*parts, "transfer")}
+    for number in range(rounds + 1):
+        for name, part in parts.items():
+            _keep(measured[name], number, _seconds_inside(part))
+        _keep(measured["transfer"], number, _seconds_outside(whole))
+    medians = [statistics.median(times) * 1000 / count for times in measured.values()]
+    added = [max(0.0, now - before) for before, now in zip([0.0, *medians], medians, strict=False)]
+    return Profile(dict(zip(measured, added, strict=True)), data.batch_size)
+
+
+def _keep(times: list[float], number: int, seconds: float) -> None:
+    # The first turn fills caches and starts threads.
+    if number:
+        times.append(seconds)
+
+
+def _seconds_inside(part: tf.data.Dataset) -> float:
+    """A pass without handing anything to Python."""
+    started = time.perf_counter()
+    part.reduce(tf.constant(0, tf.int64), lambda seen, *_: seen + 1).numpy()
+    return time.perf_counter() - started
+
+
+def _seconds_outside(batches: tf.data.Dataset) -> float:
+    """A pass as `fit` makes it."""
+    started = time.perf_counter()
+    for each in batches:
+        del each
+    return time.perf_counter() - started
