@@ -368,6 +368,7 @@ def test_without_a_workdir_a_temporary_one_is_made(data):
     assert (work.workdir / "01-Train" / "model.keras").exists()
 
 
+@pytest.mark.slow
 def test_metrics_before_are_those_of_the_model_that_came_in(data, tmp_path):
     """A stage may train its model in place; what was there before it is measured before."""
     model = small_model()

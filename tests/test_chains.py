@@ -50,9 +50,8 @@ def check(names, work):
 
 
 # Every pair is run; those of one technique, and those that a longer chain holds, with the slow tests.
-FAST = {*REFUSED, ("PruneChannels", "QuantizeAware")}
 PAIRS = [
-    pytest.param(names, marks=[pytest.mark.slow] * (names not in FAST), id="-".join(names))
+    pytest.param(names, marks=[pytest.mark.slow] * (names not in REFUSED), id="-".join(names))
     for names in itertools.product(STAGES, STAGES)
 ]
 

@@ -182,7 +182,7 @@ def test_it_goes_on_after_backup_and_restore(tmp_path):
         assert len(np.unique(keras.ops.convert_to_numpy(kernel))) <= 8
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("per_channel", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_clusters_reach_the_integers(per_channel, data, tmp_path):
     fit = tfopt.Fit(3e-3)
     stages = [

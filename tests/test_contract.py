@@ -55,6 +55,11 @@ def test_every_stage_has_a_row():
     assert {each.__name__ for each in public} - {"Stage"} == set(STAGES)
 
 
+def rows(names, quick):
+    """Parameters: of stages that share their code with a quick one, and of slow ones, the slow tests are enough."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in names]
+
+
 @pytest.fixture(params=STAGES)
 def row(request, tmp_path, monkeypatch, digits_dir):
     """A row; files that stages name are in the working directory."""
@@ -96,6 +101,7 @@ def test_validate_changes_nothing(row, data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("row", rows(STAGES, set(STAGES) - {"Benchmark"}), indirect=True)
 def test_result_resume_and_reload(row, data, tmp_path):
     stages = [*row.before, row.stage]
     once = tfopt.run(stages, start(data, tmp_path / "one"))
@@ -117,7 +123,14 @@ def test_result_resume_and_reload(row, data, tmp_path):
 
 
 # A second training changes the weights: that is its purpose.
-@pytest.mark.parametrize("row", [name for name, each in STAGES.items() if each.idempotent], indirect=True)
+@pytest.mark.parametrize(
+    "row",
+    rows(
+        [name for name, each in STAGES.items() if each.idempotent],
+        ("LoadTFDS", "LoadFolder", "Augment", "Build", "LoadModel", "ExportTFLite"),
+    ),
+    indirect=True,
+)
 def test_twice_is_as_once_where_that_is_promised(row, data, tmp_path):
     work = tfopt.run([*row.before, row.stage, row.stage], start(data, tmp_path))
     once = tfopt.run([*row.before, row.stage], start(data, tmp_path / "once"))
@@ -134,7 +147,7 @@ def trained_by(stage, data, folder, **fit):
     return work.report.stages[-1].history["loss"], work
 
 
-TRAINING = [name for name, each in STAGES.items() if each.trains]
+TRAINING = rows([name for name, each in STAGES.items() if each.trains], ("Train", "QuantizeAware"))
 
 
 @pytest.mark.parametrize("name", TRAINING)

@@ -15,6 +15,7 @@ def widths(model):
     return {layer.name: layer.kernel.shape[-1] for layer in model.layers if hasattr(layer, "kernel")}
 
 
+@pytest.mark.slow
 def test_the_stage_narrows_trains_and_exports(trained, data, tmp_path):
     stages = [tfopt.PruneChannels(0.5, epochs=2, fit=FIT), tfopt.QuantizeAware(1, fit=FIT), tfopt.ExportTFLite()]
     work = tfopt.run(stages, tfopt.Work(trained, data, tmp_path))

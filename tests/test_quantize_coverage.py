@@ -1,6 +1,7 @@
 """Models of `keras.applications`, whole: quantized, trained a step, exported without a float tensor.
 
-`python -m recipes.benchmarks.qat_coverage` runs all of them.
+`python -m recipes.benchmarks.qat_coverage` runs all of them. These are slow too; tests/test_quantize_layers.py has each
+layer by itself.
 """
 
 import pytest
@@ -11,7 +12,7 @@ from tfopt.tflite.flatbuffer import read_tflite
 MODELS = [
     pytest.param("MobileNetV2", {"alpha": 0.35}, marks=pytest.mark.slow),
     pytest.param("MobileNetV3Small", {"alpha": 0.75}, marks=pytest.mark.slow),
-    pytest.param("MobileNet", {"alpha": 0.25}),
+    pytest.param("MobileNet", {"alpha": 0.25}, marks=pytest.mark.slow),
     pytest.param("EfficientNetB0", {}, marks=pytest.mark.slow),
     pytest.param("DenseNet121", {}, marks=pytest.mark.slow),
     pytest.param("ResNet50V2", {}, marks=pytest.mark.slow),

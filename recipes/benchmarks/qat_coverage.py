@@ -140,8 +140,9 @@ def cover(name: str, path: pathlib.Path, options: Mapping[str, Any] | None = Non
     settle(model, batch)
     aware = tfopt.quantize_aware(model)
     tfopt.calibrate(aware, batch)
-    # Gradients of some deep networks with random weights reach 1e30, and their norm is no number.
-    aware.compile(keras.optimizers.SGD(1e-5, clipvalue=1.0), "sparse_categorical_crossentropy", jit_compile=False)
+    # Gradients of deep networks with random weights can be too large for float32: scaled on the way, then cut.
+    optimizer = keras.optimizers.SGD(1e-5, clipvalue=1.0, loss_scale_factor=1e-20)
+    aware.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
     loss = aware.train_on_batch(batch[:8], np.arange(8) % CLASSES)
     if not np.isfinite(loss):
         raise ValueError(f"the training step of {name} gave a loss of {loss}")
