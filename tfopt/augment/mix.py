@@ -18,14 +18,29 @@ class _Mix(Config):
     def __post_init__(self) -> None:
         require(self.alpha >= 0, f"alpha must be at least 0, received {self.alpha}")
 
-    def _check(self, images: tf.Tensor, labels: tf.Tensor) -> None:
-        name = type(self).__name__
+    def __call__(self, images: Any, labels: Any, seeds: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mixes a batch.
+
+        Args:
+          images: uint8 or float32, shape (n, h, w, c).
+          labels: probabilities, float, shape (n, classes).
+          seeds: int64, shape (n,).
+
+        Raises:
+          ValueError: another shape or type.
+        """
+        images, labels, name = tf.convert_to_tensor(images), tf.convert_to_tensor(labels), type(self).__name__
         require(images.shape.rank == 4, f"{name} takes batches (n, h, w, c), received shape {images.shape}")
         require(
             labels.dtype.is_floating and labels.shape.rank == 2,
             f"{name} mixes labels as probabilities, float of shape (n, classes): received {labels.dtype.name} of "
             f"{labels.shape}; make them with tf.one_hot, and train with categorical_crossentropy",
         )
+        return self.apply(images, labels, tf.cast(seeds, tf.int64)) if self.alpha else (images, labels)
+
+    def apply(self, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mixes a batch; what a subclass writes."""
+        raise NotImplementedError(f"{type(self).__name__} must define apply(images, labels, seeds)")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -43,12 +58,8 @@ class MixUp(_Mix):
     array([1., 1.], dtype=float32)
     """
 
-    def __call__(self, images: Any, labels: Any, seeds: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mixes a batch; images uint8 or float32 (n, h, w, c), labels float (n, classes), seeds int64 (n,)."""
-        images, labels, seeds = tf.convert_to_tensor(images), tf.convert_to_tensor(labels), tf.cast(seeds, tf.int64)
-        self._check(images, labels)
-        if not self.alpha:
-            return images, labels
+    def apply(self, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mixes a batch."""
         share = beta(seeds, self.alpha)
         weight = share[:, None, None, None]
         values = tf.cast(images, tf.float32)
@@ -74,12 +85,8 @@ class CutMix(_Mix):
 
     alpha: float = 1.0
 
-    def __call__(self, images: Any, labels: Any, seeds: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mixes a batch; images uint8 or float32 (n, h, w, c), labels float (n, classes), seeds int64 (n,)."""
-        images, labels, seeds = tf.convert_to_tensor(images), tf.convert_to_tensor(labels), tf.cast(seeds, tf.int64)
-        self._check(images, labels)
-        if not self.alpha:
-            return images, labels
+    def apply(self, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mixes a batch."""
         shape = tf.cast(tf.shape(images), tf.float32)
         side = tf.sqrt(1.0 - beta(seeds, self.alpha))
         inside, part = [], tf.ones_like(side)
