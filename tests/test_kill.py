@@ -68,7 +68,8 @@ def check_kills(moments, tmp_path, digits_dir, expected):
 
 def test_a_few_kills_change_nothing(tmp_path, digits_dir, undisturbed):
     expected, seconds = undisturbed
-    check_kills([0.55 * seconds, 0.75 * seconds], tmp_path, digits_dir, expected)
+    # Early enough that a run on a machine that has become quieter has not ended yet.
+    check_kills([0.35 * seconds, 0.6 * seconds], tmp_path, digits_dir, expected)
 
 
 @pytest.mark.slow
