@@ -10,6 +10,7 @@ import tfopt
 from tfopt.quantize.island import SCOPE, FloatIsland, float_islands
 from tfopt.tflite.export import _float_inside
 from tfopt.tflite.flatbuffer import parse_tflite, read_tflite
+from tfopt.tflite.layers import compare_layers
 from tfopt.tflite.model import call_named
 from tfopt.tflite.run import predict_tflite
 
@@ -72,6 +73,7 @@ NETWORKS = {
     "chain": (lambda x: ops.cos(ops.sin(x)), ["Sin", "Cos"], {"SIN", "COS"}),
     "shared": (shared, ["Wave"], {"SIN", "COS", "ADD", "MUL", "FULLY_CONNECTED", "POW"}),
     "joined": (joined, ["Sin"], {"SIN"}),
+    "product_first": (lambda x: Wave(name="wave")(x), ["Wave"], {"SIN", "FULLY_CONNECTED"}),
     "clipped": (lambda x: layers.ReLU(0.5, name="relu")(layers.Dropout(0.5)(ops.sin(x))), ["Sin"], {"SIN"}),
 }
 
@@ -165,3 +167,15 @@ def test_a_float_layer_behind_the_model_is_refused(with_island, tmp_path):
 def test_what_litert_does_not_have_is_named(tmp_path):
     with pytest.raises(ValueError, match="'net' needs TensorFlow ops that LiteRT does not have: Erf"):
         exported(network(lambda x: ops.erf(x)), tmp_path / "m.tflite")
+
+
+def test_a_fault_inside_an_island_is_not_counted_for_what_follows(tmp_path):
+    aware, _ = exported(network(Wave(name="wave")), tmp_path / "m.tflite")
+    (island,) = (layer for layer in aware.layers if isinstance(layer, FloatIsland))
+    island.set_weights([0.5 * weight for weight in island.get_weights()])
+    compared = compare_layers(aware, read_tflite(tmp_path / "m.tflite"), {"image": images()}, 1e-3)
+    steps = {each.name: each.lsb for each in compared if each.lsb is not None}
+    errors = {each.name: each.error for each in compared}
+    assert max(errors.values()) > 0.2
+    assert steps
+    assert max(steps.values()) < 1

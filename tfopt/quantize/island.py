@@ -43,13 +43,23 @@ class FloatIsland(QuantizedLayer):
         """None: the operation has attached its masks to its outputs."""
 
     def compute_output_spec(
-        self, inputs: Sequence[Any], arguments: Any = ((0,), {}), places: Sequence[int] = (0,), training: bool = False
+        self,
+        inputs: Sequence[Any],
+        arguments: Any = ((0,), {}),
+        places: Sequence[int] = (0,),
+        rounded: Sequence[int] = (),
+        training: bool = False,
     ) -> Any:
         """The operation's."""
         return self._run(inputs, arguments, places)
 
     def call(
-        self, inputs: Sequence[Any], arguments: Any = ((0,), {}), places: Sequence[int] = (0,), training: bool = False
+        self,
+        inputs: Sequence[Any],
+        arguments: Any = ((0,), {}),
+        places: Sequence[int] = (0,),
+        rounded: Sequence[int] = (),
+        training: bool = False,
     ) -> Any:
         """The operation.
 
@@ -57,10 +67,22 @@ class FloatIsland(QuantizedLayer):
           inputs: its tensors.
           arguments: what it is called with, (positional, named); 0 where a tensor stands.
           places: where the tensors stand in the flattened `arguments`.
+          rounded: which of the inputs are integers in the file.
           training: reaches a layer by way of Keras' call context.
         """
         with tf.name_scope(SCOPE):
+            if self._has_product:
+                # The converter would give integers to a product in float that alone follows a DEQUANTIZE: a MAXIMUM
+                # that changes nothing keeps the two apart.
+                inputs = [
+                    tf.maximum(tensor, tensor.dtype.min) if i in rounded and tensor.dtype.is_floating else tensor
+                    for i, tensor in enumerate(inputs)
+                ]
             return self._run(inputs, arguments, places)
+
+    @property
+    def _has_product(self) -> bool:
+        return any(len(weight.shape) >= 2 for weight in getattr(self.operation, "weights", ()))
 
     def get_config(self) -> dict[str, Any]:
         """For saving."""

@@ -102,7 +102,8 @@ class Rewrite:
             self.quantized(ref) if tensor is None else tensor
             for ref, tensor in zip(node.inputs, unrounded, strict=True)
         ]
-        outputs = keras.tree.flatten(island(tensors, arguments=arguments, places=places))
+        rounded = [i for i, tensor in enumerate(unrounded) if tensor is None]
+        outputs = keras.tree.flatten(island(tensors, arguments=arguments, places=places, rounded=rounded))
         for ref, tensor in zip(node.outputs, outputs, strict=True):
             self.values[ref] = Value(tensor, in_float=tensor)
 

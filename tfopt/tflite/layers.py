@@ -94,7 +94,9 @@ def _own_steps(
 ) -> dict[int, float]:
     """By quantized tensor, its distance in steps from what the Keras layer makes of the file's values."""
     quantized = [pair for pair in pairs if pair.tensor.quantization is not None]
-    made = _made(model, inputs, quantized, values)
+    if not quantized:
+        return {}
+    made = _made(model, inputs, pairs, values)
     # What a model with fake quantization leaves unrounded, such as a branch of a concatenation, it cuts later.
     loose = [pair for pair in quantized if fake_quantized and not pair.call.is_rounded]
     cut = {
@@ -103,7 +105,7 @@ def _own_steps(
         if not np.array_equal(_cut(pair.tensor, made[pair.call.position]), made[pair.call.position])
     }
     if cut:
-        made = _made(model, inputs, [pair for pair in quantized if pair.tensor.index not in cut], values)
+        made = _made(model, inputs, [pair for pair in pairs if pair.tensor.index not in cut], values)
     own = {}
     for pair in quantized:
         expected, received = made[pair.call.position], values[pair.tensor.index]
@@ -118,7 +120,7 @@ def _made(
 ) -> dict[int, np.ndarray]:
     """By call, what the Keras layer makes of the values that the file has before it."""
     given = {pair.call.position: values[pair.tensor.index] for pair in pairs}
-    return {call.position: call.values for call in trace_calls(model, inputs, given).calls} if given else {}
+    return {call.position: call.values for call in trace_calls(model, inputs, given).calls}
 
 
 def _cut(tensor: Tensor, values: np.ndarray) -> np.ndarray:
