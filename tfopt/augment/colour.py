@@ -19,8 +19,14 @@ class _Factor(Augmentation):
     def __post_init__(self) -> None:
         require_fraction("amount", self.amount, one=True)
 
-    def _factors(self, seeds: tf.Tensor) -> tf.Tensor:
-        return uniform(seeds, 0, 1.0 - self.amount, 1.0 + self.amount)
+    def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Changes a batch."""
+        factors = uniform(seeds, 0, 1.0 - self.amount, 1.0 + self.amount)
+        return in_float(images, lambda x: self._change(x, factors))
+
+    def _change(self, x: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+        """What the factors do to images in float."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -35,9 +41,8 @@ class Brightness(_Factor):
     array([7, 7, 7], dtype=uint8)
     """
 
-    def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """Changes a batch."""
-        return in_float(images, lambda x: tone.brighten(x, self._factors(seeds)))
+    def _change(self, x: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+        return tone.brighten(x, factors)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -52,9 +57,8 @@ class Contrast(_Factor):
     array([9, 9, 9, 9], dtype=uint8)
     """
 
-    def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """Changes a batch."""
-        return in_float(images, lambda x: tone.contrast(x, self._factors(seeds)))
+    def _change(self, x: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+        return tone.contrast(x, factors)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -69,9 +73,8 @@ class Saturation(_Factor):
     array([9, 9, 9], dtype=uint8)
     """
 
-    def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """Changes a batch."""
-        return in_float(images, lambda x: tone.saturate(x, self._factors(seeds)))
+    def _change(self, x: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+        return tone.saturate(x, factors)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
