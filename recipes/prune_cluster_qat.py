@@ -59,10 +59,11 @@ def stages(
         start = [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
     else:
         start = [tfopt.LoadModel(model)]
+    augment = [tfopt.augment.Flip()] * flip + [tfopt.augment.PadCrop(shift)] * (shift > 0)
     fine = tfopt.Fit(tfopt.Cosine(qat_learning_rate))
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
-        tfopt.Augment((tfopt.augment.Flip(0.5 if flip else 0.0), tfopt.augment.PadCrop(shift))),
+        *([tfopt.Augment(tuple(augment))] if augment else []),
         *start,
         tfopt.Prune(
             sparsity,
