@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import statistics
 import time
 from collections.abc import Mapping
@@ -93,20 +94,14 @@ def profile(data: Data, batches: int = 20, rounds: int = 3) -> Profile:
     if data.transform is not None:
         parts["transform"] = data._batched(elements, seeds=seeds if data.augment else None)
     whole = list(parts.values())[-1].prefetch(tf.data.AUTOTUNE)
-    measured: dict[str, list[float]] = {name: [] for name in (*parts, "transfer")}
-    for number in range(rounds + 1):
-        for name, part in parts.items():
-            _keep(measured[name], number, _seconds_inside(part))
-        _keep(measured["transfer"], number, _seconds_outside(whole))
-    medians = [statistics.median(times) * 1000 / count for times in measured.values()]
-    added = [max(0.0, now - before) for before, now in zip([0.0, *medians], medians, strict=False)]
-    return Profile(dict(zip(measured, added, strict=True)), data.batch_size)
-
-
-def _keep(times: list[float], number: int, seconds: float) -> None:
+    turns = []
+    for _ in range(rounds + 1):
+        times = [_seconds_inside(part) for part in parts.values()]
+        turns.append([*times, _seconds_outside(whole)])
     # The first turn fills caches and starts threads.
-    if number:
-        times.append(seconds)
+    medians = [statistics.median(times) * 1000 / count for times in zip(*turns[1:], strict=True)]
+    added = [max(0.0, now - before) for before, now in itertools.pairwise([0.0, *medians])]
+    return Profile(dict(zip([*parts, "transfer"], added, strict=True)), data.batch_size)
 
 
 def _seconds_inside(part: tf.data.Dataset) -> float:
