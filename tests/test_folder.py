@@ -190,7 +190,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(ValueError, match="none of the 1 files"):
         tfopt.from_folder(tmp_path, (8, 8), on_bad="skip")
     (tmp_path / "a" / "1.png").write_bytes(picture(0))
-    with pytest.raises(ValueError, match="the class 'a' has 1 different images"):
+    with pytest.raises(ValueError, match="the class 'a' has 1 examples: at least 3 are needed"):
         tfopt.from_folder(tmp_path, (8, 8))
     write(tmp_path / "sets" / "train", (4, 4))
     (tmp_path / "sets" / "test" / "a").mkdir(parents=True)

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import io
 import os
 import pathlib
 import warnings
@@ -11,31 +12,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import PIL.Image
 import tensorflow as tf
 
 from tfopt.config import require, require_fraction
-from tfopt.data.dataset import SPLITS, Data
+from tfopt.data.dataset import SPLITS, Data, scaled_to
+from tfopt.data.split import draw
 from tfopt.progress import current_bar
 
 Policy = Literal["raise", "skip", "repair"]
 POLICIES = ("raise", "skip", "repair")
 # What TensorFlow decodes.
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 _MODES = {1: ("L", "1"), 3: ("RGB",), 4: ("RGBA",)}
 # More pixels than a camera has: a decompression bomb.
 _MOST_PIXELS = 100_000_000
-_TEST_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+_SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """An image file: its class, what it holds as a digest, and why it cannot be used, "" where it can."""
+    """An image file: its class, what it holds as a digest, and why it cannot be used, "" where it can.
+
+    `can_be_repaired`: all that is wrong is the number of channels.
+    """
 
     path: pathlib.Path
     label: int
-    digest: str
-    fault: str
+    digest: str = ""
+    fault: str = ""
+    can_be_repaired: bool = False
 
 
 def from_folder(
@@ -109,12 +115,6 @@ def from_folder(
     missing = {split: fractions[split] for split in ("validation", "test") if split not in parts}
     if missing:
         parts |= _draw_by_class(parts["train"], missing, class_names, seed)
-    low, high = value_range
-    scale = (high - low) / 255.0
-
-    def scaled(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.cast(x, tf.float32) * scale + low, y
-
     paths: dict[str, tf.data.Dataset] = {split: _paths(parts[split]) for split in SPLITS}
     read = functools.partial(_read, image_size, channels)
     if cache:
@@ -125,7 +125,7 @@ def from_folder(
         class_names=class_names,
         batch_size=batch_size,
         seed=seed,
-        transform=scaled,
+        transform=scaled_to(value_range),
         skipped=skipped,
         read=None if cache else read,
     )
@@ -133,7 +133,9 @@ def from_folder(
 
 def _given_splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """The folders of the splits; that of all images, as "train", where there are none."""
-    found = {split: folder / name for split, names in _TEST_NAMES.items() for name in names if (folder / name).is_dir()}
+    found = {
+        split: folder / name for split, names in _SPLIT_FOLDERS.items() for name in names if (folder / name).is_dir()
+    }
     return found if "train" in found else {"train": folder}
 
 
@@ -160,11 +162,13 @@ def _scan(
     ]
     require(bool(paths), f"there are no files in the folders of {root}")
     bar, good, bad = current_bar(len(paths)), [], []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    # Of all threads at once: the filters of warnings are one for the process.
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Pillow's own limit only warns; ours is in `_look`.
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
         for number, found in enumerate(pool.map(lambda each: _look(each[0], each[1], channels), paths), 1):
             bar.update(number)
-            repaired = on_bad == "repair" and found.fault.startswith("channels")
-            if not found.fault or repaired:
+            if not found.fault or (on_bad == "repair" and found.can_be_repaired):
                 good.append(found)
                 continue
             if on_bad == "raise":
@@ -183,23 +187,25 @@ def _look(path: pathlib.Path, label: int, channels: int) -> _File:
     try:
         content = path.read_bytes()
     except OSError as error:
-        return _File(path, label, "", f"it cannot be read ({error.strerror})")
-    return _File(path, label, hashlib.sha256(content).hexdigest(), _fault(content, channels))
+        return _File(path, label, fault=f"it cannot be read ({error.strerror})")
+    found = _File(path, label, hashlib.sha256(content).hexdigest())
+    if fault := _damage(content, channels):
+        return dataclasses.replace(found, fault=fault)
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        mode, expected = image.mode, _MODES[channels]
+    if mode in expected:
+        return found
+    fault = f"channels of mode {mode}, where {' or '.join(expected)} is expected"
+    return dataclasses.replace(found, fault=fault, can_be_repaired=True)
 
 
-def _fault(content: bytes, channels: int) -> str:
-    import io
-
-    import PIL.Image
-
+def _damage(content: bytes, channels: int) -> str:
+    """Why the bytes cannot be decoded; "" where they can."""
     if not content:
         return "it is empty"
     try:
-        with warnings.catch_warnings():
-            # Its own limit only warns; ours is below.
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(io.BytesIO(content)) as image:
-                kind, mode, (width, height) = image.format, image.mode, image.size
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            kind, (width, height) = image.format, image.size
     except PIL.Image.DecompressionBombError:
         return f"it has more than {_MOST_PIXELS:,} pixels"
     except (OSError, SyntaxError, ValueError) as error:
@@ -212,8 +218,6 @@ def _fault(content: bytes, channels: int) -> str:
         tf.io.decode_image(content, channels, expand_animations=False)
     except tf.errors.InvalidArgumentError as error:
         return f"it is damaged ({str(error).splitlines()[0][:120]})"
-    if mode not in _MODES[channels]:
-        return f"channels of mode {mode}, where {' or '.join(_MODES[channels])} is expected"
     return ""
 
 
@@ -221,28 +225,16 @@ def _draw_by_class(
     files: Sequence[_File], fractions: Mapping[str, float], class_names: Sequence[str], seed: int
 ) -> dict[str, list[_File]]:
     """Splits drawn from each class alike; files of equal content are in one split."""
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, list[_File]] = {"train": [], **{split: [] for split in fractions}}
-    placed: dict[str, str] = {}
-    for label, name in enumerate(class_names):
-        own = [each for each in files if each.label == label]
-        contents = list(dict.fromkeys(each.digest for each in own))
-        require(
-            len(contents) > len(fractions),
-            f"the class {name!r} has {len(contents)} different images, and at least {len(fractions) + 1} are needed to "
-            f"draw {' and '.join(fractions)} from them",
-        )
-        order = [contents[index] for index in rng.permutation(len(contents))]
-        for split, fraction in fractions.items():
-            count = max(1, round(fraction * len(contents)))
-            for digest in order[:count]:
-                placed.setdefault(digest, split)
-            order = order[count:]
-        for digest in order:
-            placed.setdefault(digest, "train")
+    classes: dict[str, str] = {}
     for each in files:
-        drawn[placed[each.digest]].append(each)
-    return drawn
+        classes.setdefault(each.digest, class_names[each.label])
+    drawn = draw(len(classes), fractions, seed, labels=np.array(list(classes.values()), object))
+    digests = list(classes)
+    split_of = {digests[row]: split for split, rows in drawn.items() for row in rows}
+    parts: dict[str, list[_File]] = {split: [] for split in drawn}
+    for each in files:
+        parts[split_of[each.digest]].append(each)
+    return parts
 
 
 def _paths(files: Sequence[_File]) -> tf.data.Dataset:

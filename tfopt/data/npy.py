@@ -8,22 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.config import require
-from tfopt.data.dataset import SPLITS, Data, from_arrays
-from tfopt.data.split import draw
+from tfopt.data.dataset import Data, from_arrays
 
 Path = str | os.PathLike[str]
 
 
-def from_npy(
-    x: Path,
-    y: Any,
-    *,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.1,
-    stratify: bool = False,
-    groups: Any = None,
-    **options: Any,
-) -> Data:
+def from_npy(x: Path, y: Any, **options: Any) -> Data:
     """Makes `Data` of an array in a `.npy` file that may be larger than memory.
 
     Rows are read from the disk as they are needed; only their numbers are shuffled.
@@ -31,11 +21,7 @@ def from_npy(
     Args:
       x: path of the inputs, the examples along the first axis.
       y: path of the labels or targets, or an array; kept in memory.
-      validation_fraction: share to draw, in (0, 1).
-      test_fraction: share to draw, in (0, 1).
-      stratify: draw the share from each class of y.
-      groups: one for each example, such as its subject: those of a group stay in one split.
-      **options: further fields of `Data`, such as `batch_size`, `seed`, `name` and `class_names`.
+      **options: those of `from_arrays`, such as `test_fraction`, `stratify`, `groups` and `batch_size`.
 
     Raises:
       FileNotFoundError: no such file.
@@ -54,9 +40,6 @@ def from_npy(
         rows.ndim >= 1 and targets.ndim >= 1 and len(rows) == len(targets),
         f"x and y must have as many rows each, received shapes {rows.shape} and {targets.shape}",
     )
-    fractions = {"validation": validation_fraction, "test": test_fraction}
-    labels = targets if stratify else None
-    drawn = draw(len(rows), fractions, options.get("seed", 0), labels, groups)
 
     def read(index: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # A copy: what is mapped may be unmapped while TensorFlow holds it.
@@ -64,10 +47,8 @@ def from_npy(
         row.set_shape(rows.shape[1:])
         return row, target
 
-    splits: dict[str, tf.data.Dataset] = {
-        split: tf.data.Dataset.from_tensor_slices((drawn[split], targets[drawn[split]])) for split in SPLITS
-    }
-    return Data(splits, **{"name": pathlib.Path(x).stem, **options}, read=read)
+    numbered = (np.arange(len(rows)), targets)
+    return from_arrays(numbered, None, None, **{"name": pathlib.Path(x).stem, **options}, read=read)
 
 
 def from_npz(path: Path, x: str = "x", y: str = "y", *, groups: str | None = None, **options: Any) -> Data:

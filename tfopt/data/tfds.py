@@ -12,10 +12,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt.config import require
-from tfopt.data.dataset import Data, hold_out
+from tfopt.data.dataset import Data, hold_out, scaled_to
 from tfopt.data.digits import default_data_dir, prepare_digits
-
-_PIXELS = 255.0
 
 
 def from_tfds(
@@ -73,19 +71,13 @@ def from_tfds(
     missing = {split: validation_fraction for split in ("validation", "test") if split not in parts}
     if missing:
         parts |= hold_out(parts["train"], missing, seed)
-    low, high = value_range
-    scale = (high - low) / _PIXELS
-
-    def scaled(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.cast(x, tf.float32) * scale + low, y
-
     return Data(
         {split: part.cache() for split, part in parts.items()},
         name=name,
         class_names=tuple(info.features[label].names),
         batch_size=batch_size,
         seed=seed,
-        transform=scaled,
+        transform=scaled_to(value_range),
     )
 
 
