@@ -36,6 +36,7 @@ EXPORT = tfopt.ExportTFLite(calibration_examples=20, max_drop=1.0)
 STAGES = {
     "LoadTFDS": Row(tfopt.LoadTFDS("digits", batch_size=16), idempotent=True),
     "LoadFolder": Row(tfopt.LoadFolder("pictures", (8, 8)), idempotent=True),
+    "LoadData": Row(tfopt.LoadData(tfopt.from_npz, {"path": "set.npz"}), idempotent=True),
     "Augment": Row(tfopt.Augment((tfopt.augment.Flip(), tfopt.augment.PadCrop(1))), idempotent=True),
     "Build": Row(tfopt.Build(tfopt.models.cnn, {"filters": 4}), changes=True, idempotent=True),
     "LoadModel": Row(tfopt.LoadModel("handed-over.keras"), changes=True, idempotent=True),
@@ -66,6 +67,7 @@ def row(request, tmp_path, monkeypatch, digits_dir):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(digits_dir))
     small_model().save("handed-over.keras")
+    np.savez("set.npz", x=np.zeros((40, 8, 8, 1), "float32"), y=np.arange(40) % 3)
     for number in range(9):
         (tmp_path / "pictures" / "abc"[number % 3]).mkdir(parents=True, exist_ok=True)
         keras.utils.save_img(f"pictures/{'abc'[number % 3]}/{number}.png", np.full((8, 8, 3), 20 * number), scale=False)
@@ -127,7 +129,7 @@ def test_result_resume_and_reload(row, data, tmp_path):
     "row",
     rows(
         [name for name, each in STAGES.items() if each.idempotent],
-        ("LoadTFDS", "LoadFolder", "Augment", "Build", "LoadModel", "ExportTFLite"),
+        ("LoadTFDS", "LoadFolder", "LoadData", "Augment", "Build", "LoadModel", "ExportTFLite"),
     ),
     indirect=True,
 )

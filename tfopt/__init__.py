@@ -11,7 +11,7 @@ from tfopt.cluster.callback import ClusteringCallback
 from tfopt.cluster.stage import Cluster
 from tfopt.clusters import Clustered
 from tfopt.data import Data, as_data, from_arrays, from_folder, from_npy, from_npz, from_tfds
-from tfopt.data.stage import Augment, LoadFolder, LoadTFDS
+from tfopt.data.stage import Augment, LoadData, LoadFolder, LoadTFDS, Prepare
 from tfopt.invariants import Invariant, Sparsity
 from tfopt.launch import run_recipe
 from tfopt.load import load_model
@@ -50,11 +50,13 @@ __all__ = [
     "Fit",
     "FreezeRanges",
     "Invariant",
+    "LoadData",
     "LoadFolder",
     "LoadModel",
     "LoadTFDS",
     "Outcome",
     "PolynomialDecay",
+    "Prepare",
     "Prune",
     "PruneChannels",
     "PruningCallback",

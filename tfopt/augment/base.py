@@ -1,8 +1,8 @@
-"""`Augmentation`: what all augmentations of images share."""
+"""`Augmentation`: what all augmentations share."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
@@ -10,59 +10,92 @@ from tfopt.augment.seeds import fold
 from tfopt.config import Config, require
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What an augmentation changes.
+
+    Args:
+      name: of one of them.
+      plural: the same of many.
+      types: that they may have.
+      range: the types in words.
+      axes: of one example.
+    """
+
+    name: str
+    plural: str
+    types: tuple[tf.DType, ...]
+    range: str
+    axes: tuple[str, ...]
+
+    @property
+    def shape(self) -> str:
+        """Of one example, in words."""
+        return f"({', '.join(self.axes)}{',' * (len(self.axes) == 1)})"
+
+
+IMAGES = Kind("image", "images", (tf.uint8, tf.float32), "uint8 in [0, 255] or float32 in [0, 1]", ("h", "w", "c"))
+SIGNALS = Kind("signal", "signals", (tf.float32,), "float32", ("t", "c"))
+TOKENS = Kind("sequence", "sequences of tokens", (tf.int32, tf.int64), "int32 or int64", ("t",))
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Augmentation(Config):
-    """A random change of images: a pure function of each image and its seed.
+    """A random change of examples: a pure function of each example and its seed.
 
     So the result is the same in any batch and in any order, under parallel maps, and after a resume.
 
     Images are uint8 in [0, 255] or float32 in [0, 1], of shape (h, w, c) with one seed, or (n, h, w, c) with n seeds.
-    They come back in their type and range.
+    They come back in their type and range. `kind` of a subclass says what else it changes: `SIGNALS`, float32 of shape
+    (t, c), or `TOKENS`, integers of shape (t,).
     """
 
-    def __call__(self, images: Any, seeds: Any) -> tf.Tensor:
-        """Changes images.
+    kind: ClassVar[Kind] = IMAGES
+
+    def __call__(self, examples: Any, seeds: Any) -> tf.Tensor:
+        """Changes examples.
 
         Args:
-          images: uint8 or float32, shape (h, w, c) or (n, h, w, c).
+          examples: for images uint8 or float32, shape (h, w, c) or (n, h, w, c).
           seeds: int64, shape () or (n,).
 
         Raises:
           ValueError: another shape or type.
         """
-        images, seeds = tf.convert_to_tensor(images), tf.cast(seeds, tf.int64)
-        name = type(self).__name__
+        examples, seeds = tf.convert_to_tensor(examples), tf.cast(seeds, tf.int64)
+        name, kind = type(self).__name__, self.kind
         require(
-            images.dtype in (tf.uint8, tf.float32),
-            f"{name} takes images as uint8 in [0, 255] or float32 in [0, 1], received {images.dtype.name}: cast them",
+            examples.dtype in kind.types,
+            f"{name} takes {kind.plural} as {kind.range}, received {examples.dtype.name}: cast them",
+        )
+        rank, shape = len(kind.axes), examples.shape
+        require(
+            shape.rank in (rank, rank + 1),
+            f"{name} takes {kind.plural} of shape {kind.shape} or (n, {', '.join(kind.axes)}), received {shape}",
         )
         require(
-            images.shape.rank in (3, 4),
-            f"{name} takes images of shape (h, w, c) or (n, h, w, c), received {images.shape}",
+            seeds.shape.rank == shape.rank - rank,
+            f"{name} takes a seed for each {kind.name}: received shape {shape} and seeds of {seeds.shape}",
         )
         require(
-            seeds.shape.rank == images.shape.rank - 3,
-            f"{name} takes a seed for each image: received images of shape {images.shape} and seeds of {seeds.shape}",
+            rank == 1 or shape[-1] is not None,
+            f"{name} must know the number of channels, received {shape}: set the shape of what decodes them",
         )
-        require(
-            images.shape[-1] is not None,
-            f"{name} must know the number of channels, received {images.shape}: set the shape of what decodes them",
-        )
-        if images.shape.rank == 4:
-            return self.apply(images, seeds)
-        return self.apply(images[None], seeds[None])[0]
+        if shape.rank > rank:
+            return self.apply(examples, seeds)
+        return self.apply(examples[None], seeds[None])[0]
 
     def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """Changes a batch, shape (n, h, w, c), with a seed for each image; what a subclass writes."""
         raise NotImplementedError(f"{type(self).__name__} must define apply(images, seeds)")
 
 
-def chain(augmentations: Sequence[Augmentation], images: Any, seeds: Any) -> tf.Tensor:
+def chain(augmentations: Sequence[Augmentation], examples: Any, seeds: Any) -> tf.Tensor:
     """One augmentation after the other, each with seeds of its own."""
-    images, seeds = tf.convert_to_tensor(images), tf.cast(seeds, tf.int64)
+    examples, seeds = tf.convert_to_tensor(examples), tf.cast(seeds, tf.int64)
     for number, each in enumerate(augmentations):
-        images = each(images, fold(seeds, number))
-    return images
+        examples = each(examples, fold(seeds, number))
+    return examples
 
 
 def highest(images: tf.Tensor) -> float:

@@ -5,11 +5,13 @@ from tfopt.data.coerce import as_data
 from tfopt.data.dataset import Data, from_arrays
 from tfopt.data.folder import from_folder
 from tfopt.data.npy import from_npy, from_npz
+from tfopt.data.prepare import Preparation, prepare
 from tfopt.data.profile import Profile, profile
 from tfopt.data.tfds import from_tfds
 
 __all__ = [
     "Data",
+    "Preparation",
     "Profile",
     "as_data",
     "check_data",
@@ -18,5 +20,6 @@ __all__ = [
     "from_npy",
     "from_npz",
     "from_tfds",
+    "prepare",
     "profile",
 ]

@@ -34,11 +34,13 @@ class Data:
       augment: augmentations of training images, in order, before `transform`; other in every epoch, and fixed by the
         seed.
       skipped: what was left out of the data when they were read, with the reason.
+      prepared: what `prepare` learned, in order: each is a function of a batch of inputs, to apply wherever the model
+        is used.
       read: makes an example of each element of the splits, `read(*element) -> example`, after the shuffle: so that what
         waits to be shuffled are paths or row numbers. A pure function.
 
     Raises:
-      ValueError: for a missing, empty or endless split, or augmentations of what is no image.
+      ValueError: for a missing, empty or endless split, or augmentations of another kind of inputs.
 
     >>> data = from_arrays((np.zeros((100, 4), "float32"), np.arange(100) % 2), batch_size=16)
     >>> data.sizes, data.steps_per_epoch, data.input_shape
@@ -53,6 +55,7 @@ class Data:
     transform: Callable[..., Any] | None = None
     augment: tuple[Augmentation, ...] = ()
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prepared: tuple[Callable[[Any], Any], ...] = ()
     read: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
@@ -183,9 +186,10 @@ class Data:
     def _check_augment(self) -> None:
         """Raises where what comes out of the augmentations is not what evaluation sees."""
         spec = self.examples("train").element_spec[0]
+        kind = self.augment[0].kind
         require(
-            isinstance(spec, tf.TensorSpec) and spec.shape.rank == 3,
-            f"augment changes images of shape (height, width, channels): the inputs of {self.name!r} are {spec}",
+            isinstance(spec, tf.TensorSpec) and spec.shape.rank == len(kind.axes),
+            f"augment changes {kind.plural} of shape {kind.shape}: the inputs of {self.name!r} are {spec}",
         )
         seeds = tf.data.Dataset.counter()
         augmented = self._batched(self.splits["train"], seeds=seeds).element_spec[0]

@@ -1,13 +1,15 @@
-"""The stages `LoadTFDS`, `LoadFolder` and `Augment`."""
+"""The stages `LoadTFDS`, `LoadFolder`, `LoadData`, `Prepare` and `Augment`."""
 
 import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from tfopt.augment import Augmentation
 from tfopt.config import require
-from tfopt.data import Data, from_folder, from_tfds
+from tfopt.data import Data, Preparation, from_folder, from_tfds, prepare
 from tfopt.data.folder import Policy
 from tfopt.stage import Outcome, Stage, Work
 
@@ -41,9 +43,7 @@ class LoadTFDS(Stage):
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Loads the set."""
-        data = _load(self, work.seed)
-        sizes = ", ".join(f"{size:,} {split}" for split, size in data.sizes.items())
-        return Outcome(work.replace(data=data), notes=[f"{data.name}: {sizes} examples of shape {data.input_shape}"])
+        return _loaded(work, _load(self, work.seed), "examples", "examples")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -78,11 +78,7 @@ class LoadFolder(Stage):
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Loads the images."""
-        data = _load_folder(self, work.seed)
-        sizes = ", ".join(f"{size:,} {split}" for split, size in data.sizes.items())
-        notes = [f"{data.name}: {sizes} images of shape {data.input_shape}; {len(data.skipped):,} files left out"]
-        skipped = [{"layer": name, "reason": reason} for name, reason in data.skipped.items()]
-        return Outcome(work.replace(data=data), notes=notes, skipped=skipped)
+        return _loaded(work, _load_folder(self, work.seed), "images", "files")
 
 
 @functools.lru_cache(maxsize=1)
@@ -98,6 +94,65 @@ def _load_folder(stage: LoadFolder, seed: int) -> Data:
         value_range=stage.value_range,
         seed=seed,
     )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoadData(Stage):
+    """Loads data from any source: `source(**options)`, with the chain's seed where the options name none.
+
+    Args:
+      source: a function that returns `Data`, such as `tfopt.from_npz` or `tfopt.data.from_table`.
+      options: its arguments by name.
+
+    >>> from tfopt.data.npy import from_npz
+    >>> LoadData(from_npz, {"path": "set.npz", "groups": "who"})
+    LoadData(source=tfopt.data.npy.from_npz, options={'path': 'set.npz', 'groups': 'who'})
+    """
+
+    source: Callable[..., Data]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def validate(self, work: Work) -> Work:
+        """Loads the data."""
+        return work.replace(data=self._load(work.seed))
+
+    def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
+        """Loads the data."""
+        return _loaded(work, self._load(work.seed), "examples", "examples")
+
+    def _load(self, seed: int) -> Data:
+        key = repr((self, seed))
+        if key not in _kept:
+            _kept.clear()
+            data = self.source(**{"seed": seed, **self.options})
+            if not isinstance(data, Data):
+                raise TypeError(f"the source must return tfopt.Data, it returned {type(data).__name__}")
+            _kept[key] = data
+        return _kept[key]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Prepare(Stage):
+    """Prepares the inputs of all splits by what the training split alone shows; see `tfopt.data.prepare`.
+
+    Args:
+      steps: one after the other.
+      cache: keep the prepared examples in memory.
+    """
+
+    steps: tuple[Preparation, ...]
+    cache: bool = True
+
+    def validate(self, work: Work) -> Work:
+        """Prepares the data."""
+        return work.replace(data=_prepare(work.need_data(), self.steps, self.cache))
+
+    def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
+        """Prepares the data."""
+        before = work.need_data().input_shape
+        work = self.validate(work)
+        notes = [f"{', '.join(map(repr, self.steps))}: inputs of shape {before} to {work.need_data().input_shape}"]
+        return Outcome(work, notes=notes)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -129,6 +184,24 @@ class Augment(Stage):
         """Sets the augmentations."""
         names = ", ".join(map(repr, self.augmentations)) or "none"
         return Outcome(self.validate(work), notes=[f"augmentations of training images: {names}"])
+
+
+def _loaded(work: Work, data: Data, what: str, unread: str) -> Outcome:
+    sizes = ", ".join(f"{size:,} {split}" for split, size in data.sizes.items())
+    left_out = f"; {len(data.skipped):,} {unread} left out" if data.skipped else ""
+    notes = [f"{data.name}: {sizes} {what} of shape {data.input_shape}{left_out}"]
+    skipped = [{"layer": name, "reason": reason} for name, reason in data.skipped.items()]
+    return Outcome(work.replace(data=data), notes=notes, skipped=skipped)
+
+
+# The same for what was learned of the data.
+@functools.lru_cache(maxsize=1)
+def _prepare(data: Data, steps: tuple[Preparation, ...], cache: bool) -> Data:
+    return prepare(data, steps, cache=cache)
+
+
+# The data of the last `LoadData`, by what loaded them: for the same reason as `_load` keeps one set.
+_kept: dict[str, Data] = {}
 
 
 # One set is kept, so that the validation of a chain and the run after it share its cache.
