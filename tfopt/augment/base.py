@@ -105,8 +105,13 @@ def highest(images: tf.Tensor) -> float:
 
 def in_float(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """A change computed in float32, cut to the range and rounded to the type of the images."""
-    changed = tf.clip_by_value(change(tf.cast(images, tf.float32)), 0.0, highest(images))
-    return tf.cast(tf.floor(changed + 0.5), tf.uint8) if images.dtype == tf.uint8 else changed
+    return like(images, tf.clip_by_value(change(tf.cast(images, tf.float32)), 0.0, highest(images)))
+
+
+def like(images: tf.Tensor, made: tf.Tensor) -> tf.Tensor:
+    """Values in the images' range, rounded (halves up) to their type."""
+    # The cast cuts off: of what is not negative, that is the floor.
+    return tf.cast(made + 0.5, tf.uint8) if images.dtype == tf.uint8 else made
 
 
 def in_bytes(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:

@@ -101,7 +101,7 @@ class Hue(Augmentation):
         """Changes a batch."""
         require(images.shape[-1] == 3, f"Hue takes images of red, green and blue, received shape {images.shape}")
         turn = uniform(seeds, 0, -self.amount, self.amount)
-        return in_float(images, lambda x: tone.shift_hue(x, turn, highest(images)))
+        return in_float(images, lambda x: tone.shift_hue(x, turn))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

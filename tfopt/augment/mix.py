@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt.augment.base import like
 from tfopt.augment.seeds import fold, uniform
 from tfopt.config import Config, require
 
@@ -64,8 +65,7 @@ class MixUp(_Mix):
         weight = share[:, None, None, None]
         values = tf.cast(images, tf.float32)
         mixed = weight * values + (1.0 - weight) * tf.roll(values, -1, 0)
-        mixed = tf.cast(tf.round(mixed), images.dtype) if images.dtype.is_integer else mixed
-        return mixed, _mixed_labels(labels, share)
+        return like(images, mixed), _mixed_labels(labels, share)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -206,8 +206,10 @@ class AugMix(Augmentation):
         drawn = -tf.math.log1p(-uniform(seeds, 1, shape=(self.width,)))
         weights = drawn / tf.reduce_sum(drawn, -1, keepdims=True)
 
-        def chained(current: tf.Tensor, chain: int) -> tf.Tensor:
-            own = fold(seeds, chain)
+        def chained(current: tf.Tensor) -> tf.Tensor:
+            """All chains of all images as one batch, chain by chain."""
+            current = tf.tile(current, (self.width, 1, 1, 1))
+            own = tf.concat([fold(seeds, chain) for chain in range(self.width)], 0)
             depth = 1 + integers(own, 1, self.depth)
             for layer in range(self.depth):
                 step = fold(own, layer)
@@ -217,7 +219,7 @@ class AugMix(Augmentation):
             return current
 
         def mixed(current: tf.Tensor) -> tf.Tensor:
-            each = [tf.cast(chained(current, chain), tf.float32) for chain in range(self.width)]
+            each = tf.split(tf.cast(chained(current), tf.float32), self.width)
             mixture = tf.add_n([part * weights[:, i, None, None, None] for i, part in enumerate(each)])
             share = uniform(seeds, 2)
             return in_float(current, lambda x: tone.blend(x, mixture, share))

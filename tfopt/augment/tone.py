@@ -7,10 +7,8 @@ _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
 
 
 def grey(images: tf.Tensor) -> tf.Tensor:
-    """The light of each pixel, shape (n, h, w, 1); of images with one channel, themselves."""
-    if images.shape[-1] != 3:
-        return tf.reduce_mean(images, -1, keepdims=True)
-    return tf.tensordot(images, tf.constant(_LUMA, images.dtype), 1)[..., None]
+    """The light of each pixel, shape (n, h, w, 1); of images with other than three channels, their mean."""
+    return tf.linalg.matvec(images, _light(images))[..., None]
 
 
 def blend(base: tf.Tensor, images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -25,12 +23,22 @@ def brighten(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 def contrast(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Spreads values around the mean light: 0 is even grey, 1 the image."""
-    return blend(tf.reduce_mean(grey(images), (1, 2, 3), keepdims=True), images, factor)
+    shape = tf.shape(images)
+    pixels = shape[1] * shape[2]
+    # One product in place of a mean of a product: several times as fast.
+    mean = tf.linalg.matvec(
+        tf.reshape(images, (shape[0], -1)), tf.tile(_light(images), [pixels]) / tf.cast(pixels, images.dtype)
+    )
+    return images * _each(factor) + _each(mean * (1.0 - factor))
 
 
 def saturate(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Spreads colours around their light: 0 is grey, 1 the image."""
-    return blend(grey(images), images, factor)
+    # Both parts as one matrix for each image: to spread the light over the channels would take longer.
+    channels, shape = images.shape[-1], tf.shape(images)
+    own, light = tf.eye(channels), _light(images)[:, None] * tf.ones((1, channels))
+    mixing = factor[:, None, None] * (own - light) + light
+    return tf.reshape(tf.matmul(tf.reshape(images, (shape[0], -1, channels)), mixing), shape)
 
 
 def sharpen(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -43,17 +51,31 @@ def sharpen(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return images + tf.pad(change, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def shift_hue(images: tf.Tensor, turn: tf.Tensor, high: float) -> tf.Tensor:
+def shift_hue(images: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     """Turns the colour circle.
 
     Args:
-      images: of three channels, in [0, high].
+      images: of three channels.
       turn: part of the whole circle, shape (n,).
-      high: the greatest value.
+
+    Source: Smith, 1978, doi:10.1145/965139.807361, without the way through HSV.
     """
-    hsv = tf.image.rgb_to_hsv(images / high)
-    hue = (hsv[..., :1] + _each(turn)) % 1.0
-    return tf.image.hsv_to_rgb(tf.concat([hue, hsv[..., 1:]], -1)) * high
+    shape = tf.shape(images)
+    planes = tf.transpose(tf.reshape(images, (shape[0], -1, 3)), (0, 2, 1))
+    red, green, blue = planes[:, 0], planes[:, 1], planes[:, 2]
+    highest = tf.maximum(tf.maximum(red, green), blue)
+    chroma = highest - tf.minimum(tf.minimum(red, green), blue)
+    is_red, is_green = red == highest, green == highest
+    ahead = tf.where(is_red, green - blue, tf.where(is_green, blue - red, red - green))
+    # In sixths of the circle, red at 0, green at 2, blue at 4.
+    hue = tf.math.divide_no_nan(ahead, chroma) + tf.where(is_red, 0.0, tf.where(is_green, 2.0, 4.0))
+    hue += 6.0 * turn[:, None]
+    turned = []
+    for channel in (5.0, 3.0, 1.0):
+        place = hue + channel
+        place -= 6.0 * tf.floor(place / 6.0)
+        turned.append(highest - chroma * tf.clip_by_value(tf.minimum(place, 4.0 - place), 0.0, 1.0))
+    return tf.reshape(tf.transpose(tf.stack(turned, 1), (0, 2, 1)), shape)
 
 
 def posterize(images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
@@ -64,7 +86,9 @@ def posterize(images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 
 def solarize(images: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
     """Inverts the uint8 values that are not below a threshold in [0, 256], shape (n,)."""
-    return tf.where(tf.cast(images, tf.float32) < _each(threshold), images, 255 - images)
+    # Without tf.where, which is slow where its condition is of another shape.
+    inverted = tf.cast(tf.cast(images, tf.float32) >= _each(threshold), tf.uint8) * tf.constant(255, tf.uint8)
+    return tf.bitwise.bitwise_xor(images, inverted)
 
 
 def autocontrast(images: tf.Tensor) -> tf.Tensor:
@@ -91,6 +115,12 @@ def equalize(images: tf.Tensor) -> tf.Tensor:
     table = tf.where(step > 0, table, tf.range(256))
     made = tf.gather(tf.cast(table, tf.uint8), rows, batch_dims=1)
     return tf.transpose(tf.reshape(made, (-1, channels, height, width)), (0, 2, 3, 1))
+
+
+def _light(images: tf.Tensor) -> tf.Tensor:
+    """The part of each channel in the light."""
+    channels = images.shape[-1]
+    return tf.constant(_LUMA if channels == 3 else [1.0 / channels] * channels, images.dtype)
 
 
 def _each(values: tf.Tensor) -> tf.Tensor:

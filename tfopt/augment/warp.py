@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from tfopt.augment.base import like
+
 
 def matrices(
     size: tuple[tf.Tensor, tf.Tensor],
@@ -57,4 +59,4 @@ def warp(images: tf.Tensor, transforms: tf.Tensor, interpolation: str = "bilinea
         fill_mode="CONSTANT",
     )
     made.set_shape(images.shape)
-    return tf.cast(tf.round(made), tf.uint8) if rounds else made
+    return like(images, made) if rounds else made
