@@ -1,5 +1,9 @@
 """Small, efficient architectures, each a function of the input's shape and the number of classes."""
 
+import difflib
+import os
+import pathlib
+
 import keras
 from keras import layers
 
@@ -95,3 +99,55 @@ def resnet8(input_shape: tuple[int, ...], classes: int, filters: int = 16) -> ke
         x = layers.ReLU(name=f"{name}_relu")(x)
     x = layers.GlobalAveragePooling2D(name="average")(x)
     return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="resnet8")
+
+
+def transfer(
+    input_shape: tuple[int, ...],
+    classes: int,
+    base: str | os.PathLike[str] = "MobileNetV2",
+    weights: str | None = "imagenet",
+    dropout: float = 0.2,
+) -> keras.Model:
+    """A trained network with a new head, for training on few images: first of the head alone, then of all.
+
+    Args:
+      input_shape: height, width, channels.
+      classes: outputs, with softmax; the head is the layer "probabilities".
+      base: name of a network in `keras.applications`, or the path of a trained classifier, a file that
+        `tfopt.load_model` reads: all before its last dense layer is taken.
+      weights: of a network by name: "imagenet", which Keras downloads at the first use, the path of a weights file, or
+        None for new ones.
+      dropout: fraction of the features dropped before the head in training, in [0, 1).
+
+    Raises:
+      ValueError: an unknown name, or a file of no classifier.
+
+    >>> transfer((32, 32, 3), 4, weights=None).layers[-1].name
+    'probabilities'
+    """
+    if pathlib.Path(base).suffix or os.sep in str(base):
+        features = _before_the_head(base, input_shape)
+    else:
+        make = getattr(keras.applications, str(base), None)
+        if not callable(make):
+            names = [name for name in dir(keras.applications) if name[0].isupper()]
+            near = difflib.get_close_matches(str(base), names, n=1) or names
+            raise ValueError(f"keras.applications has no network {base!r}; did you mean {' or '.join(near)}?")
+        features = make(include_top=False, weights=weights, input_shape=input_shape, pooling="avg")
+    x = layers.Dropout(dropout, name="head_dropout")(features.outputs[0])
+    x = layers.Dense(classes, activation="softmax", name="probabilities")(x)
+    return keras.Model(features.inputs, x, name="transfer")
+
+
+def _before_the_head(path: str | os.PathLike[str], input_shape: tuple[int, ...]) -> keras.Model:
+    # The loader is not needed, and not loaded, for networks by name.
+    from tfopt.load import load_model
+
+    model = load_model(path)
+    dense = [layer for layer in model.layers if isinstance(layer, layers.Dense)]
+    if not dense or len(model.inputs) != 1:
+        raise ValueError(f"{path} is no classifier of one input with a dense layer: {model.name!r} cannot be a base")
+    features = keras.Model(model.inputs, dense[-1].input)
+    moved = keras.models.clone_model(features, input_tensors=[keras.Input(input_shape, name="image")])
+    moved.set_weights(features.get_weights())
+    return moved

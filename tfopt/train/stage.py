@@ -15,6 +15,7 @@ from tfopt.train.fit import Fit, check_training
 from tfopt.train.loop import train
 from tfopt.train.precision import to_policy
 from tfopt.train.task import task_of
+from tfopt.variables import LayerSelection, all_layers, select_layers
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -90,6 +91,8 @@ class Train(Stage):
     Args:
       epochs: passes over the training split, at least 1.
       fit: optimizer, learning rate, precision, XLA, early stopping, class weights.
+      layers: names of the layers that learn, or a predicate over layers; all others stay as they are, their
+        normalization too, in this stage. None: all.
 
     >>> Train(epochs=3, fit=Fit(learning_rate=0.01))
     Train(epochs=3, fit=Fit(learning_rate=0.01))
@@ -97,16 +100,23 @@ class Train(Stage):
 
     epochs: int = 5
     fit: Fit = Fit()
+    layers: LayerSelection = None
 
     def validate(self, work: Work) -> Work:
-        """Checks the model and the data."""
+        """Checks the model and the data, and finds the layers."""
         validate_training(work, self.epochs, self.fit)
+        self._learning(work.need_model())
         return work.replace(trained=True)
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Trains."""
+        model = work.need_model()
+        learning = self._learning(model)
+        was = [layer.trainable for layer in _leaves(model)]
+        for layer in _leaves(model):
+            layer.trainable = layer in learning
         model, history = train(
-            work.need_model(),
+            model,
             work.need_data(),
             self.epochs,
             self.fit,
@@ -114,8 +124,22 @@ class Train(Stage):
             label=self.name,
             keep=work.invariants,
         )
-        changed = [layer.name for layer in model.layers if layer.trainable_variables]
+        # In another precision it is a copy, frozen as the model was.
+        for layer, trainable in zip(_leaves(model), was, strict=True):
+            layer.trainable = trainable
+        changed = [layer.name for layer in learning]
         return Outcome(work.replace(model=model, trained=True), changed=changed, history=history)
+
+    def _learning(self, model: keras.Model) -> list[keras.layers.Layer]:
+        chosen = select_layers(model, self.layers)
+        learning = [layer for layer in _leaves(model) if layer in chosen and layer.trainable_variables]
+        require(bool(learning), f"of the layers of {model.name!r} that Train selects, none has weights that can learn")
+        return learning
+
+
+def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers that hold no others: what a container is told, it tells all that it holds."""
+    return [layer for layer in all_layers(model) if len(list(layer._flatten_layers(include_self=False))) == 0]
 
 
 def validate_training(work: Work, epochs: int, fit: Fit) -> None:
