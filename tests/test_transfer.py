@@ -56,10 +56,10 @@ def test_a_classifier_gives_its_features(tmp_path):
     base.save(tmp_path / "base.keras")
     model = tfopt.models.transfer((8, 8, 2), 5, tmp_path / "base.keras", dropout=0.5)
     x = rng.normal(size=(6, 8, 8, 2)).astype("float32")
-    features = keras.Model(base.inputs, base.get_layer("hidden").output)(x)
+    features = keras.Model(base.inputs[0], base.get_layer("hidden").output)(x)
     head = model.get_layer("probabilities")
     assert head.kernel.shape == (12, 5)
-    assert np.array_equal(keras.Model(model.inputs, head.input)(x), features)
+    assert np.array_equal(keras.Model(model.inputs[0], head.input)(x), features)
     assert model(x).shape == (6, 5)
 
 
@@ -70,7 +70,7 @@ def test_images_of_another_size(tmp_path):
     base.save(tmp_path / "base.keras")
     model = tfopt.models.transfer((20, 12, 3), 3, tmp_path / "base.keras")
     x = np.random.default_rng(0).normal(size=(2, 20, 12, 3)).astype("float32")
-    features = keras.Model(model.inputs, model.get_layer("probabilities").input)(x)
+    features = keras.Model(model.inputs[0], model.get_layer("probabilities").input)(x)
     np.testing.assert_allclose(features, np.mean(base.layers[0](x), (1, 2)), rtol=1e-5)
 
 

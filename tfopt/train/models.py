@@ -136,7 +136,7 @@ def transfer(
         features = make(include_top=False, weights=weights, input_shape=input_shape, pooling="avg")
     x = layers.Dropout(dropout, name="head_dropout")(features.outputs[0])
     x = layers.Dense(classes, activation="softmax", name="probabilities")(x)
-    return keras.Model(features.inputs, x, name="transfer")
+    return keras.Model(features.inputs[0], x, name="transfer")
 
 
 def _before_the_head(path: str | os.PathLike[str], input_shape: tuple[int, ...]) -> keras.Model:
@@ -147,7 +147,7 @@ def _before_the_head(path: str | os.PathLike[str], input_shape: tuple[int, ...])
     dense = [layer for layer in model.layers if isinstance(layer, layers.Dense)]
     if not dense or len(model.inputs) != 1:
         raise ValueError(f"{path} is no classifier of one input with a dense layer: {model.name!r} cannot be a base")
-    features = keras.Model(model.inputs, dense[-1].input)
-    moved = keras.models.clone_model(features, input_tensors=[keras.Input(input_shape, name="image")])
+    features = keras.Model(model.inputs[0], dense[-1].input)
+    moved = keras.models.clone_model(features, input_tensors=keras.Input(input_shape, name="image"))
     moved.set_weights(features.get_weights())
     return moved
