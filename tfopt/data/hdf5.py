@@ -3,7 +3,7 @@
 import os
 import pathlib
 import threading
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -69,7 +69,7 @@ class _Rows:
 
     def __init__(self, path: pathlib.Path, name: str) -> None:
         self._path, self._name, self._lock = path, name, threading.Lock()
-        self._process, self._open = -1, None  # type: int, Any
+        self._process, self._open = -1, cast(Any, None)
 
     @property
     def array(self) -> Any:

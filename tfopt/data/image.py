@@ -76,9 +76,12 @@ class Images:
             return self.decode(content), label
 
         data = dataclasses.replace(data, read=read, transform=scaled_to(self.value_range))
-        if not self.cache:
-            return data
-        return dataclasses.replace(data, splits={split: data.examples(split).cache() for split in SPLITS}, read=None)
+        return cached(data) if self.cache else data
+
+
+def cached(data: Data) -> Data:
+    """The same data, read once and kept in memory from then on."""
+    return dataclasses.replace(data, splits={split: data.examples(split).cache() for split in SPLITS}, read=None)
 
 
 def look_at(items: Sequence[Item], look: Callable[[Item], Found], enough: Callable[[Found], bool]) -> list[Found]:

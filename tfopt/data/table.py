@@ -155,8 +155,8 @@ def _inputs(columns: Mapping[str, np.ndarray], images: Images | None, on_bad: Po
     require(
         len(columns) == 1,
         f"the inputs must be columns of numbers, or one of text or images; {texts[0]!r} holds "
-        f"{str(first[texts[0]])[:40]!r} beside others: choose with features=, say with missing= what stands for none, or "
-        "make numbers of the text",
+        f"{str(first[texts[0]])[:40]!r} beside others: choose with features=, say with missing= what stands for none, "
+        "or make numbers of the text",
     )
     is_bytes = isinstance(first[texts[0]], bytes)
     require(

@@ -70,7 +70,7 @@ def open_tree(path: pathlib.Path) -> Tree:
         return _archive(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}: give one with a folder of images for each class")
-    files, folders = [], []
+    files, folders = list[str](), list[str]()
     for parent, _, names in os.walk(path, followlinks=True):
         below = pathlib.Path(parent).relative_to(path)
         folders.append(below.as_posix())
