@@ -18,7 +18,7 @@ def digest(parts: Iterable[Any]) -> bytes:
         text = each.dtype.kind in "OSU"
         found.update(repr(("text" if text else each.dtype.str, each.shape)).encode())
         if not text:
-            found.update(np.ascontiguousarray(each).data)
+            found.update(each.tobytes())
             continue
         for value in each.flat:
             encoded = value.encode() if isinstance(value, str) else value

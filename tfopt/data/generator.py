@@ -122,9 +122,14 @@ def _compare(first: tuple[int, bytes], second: tuple[int, bytes]) -> None:
 def _arrays(example: Any) -> tuple[Any, ...]:
     if not isinstance(example, tuple) or len(example) not in (2, 3):
         raise TypeError(f"examples must be (x, y) or (x, y, sample_weight), received {type(example).__name__}")
-    # To tf.nest a list is a structure, here it is an array.
-    parts = (part if isinstance(part, dict | tuple) else np.asarray(part) for part in example)
-    return tuple(tf.nest.map_structure(np.asarray, part) for part in parts)
+    return tuple(_as_arrays(part) for part in example)
+
+
+def _as_arrays(part: Any) -> Any:
+    """A structure of arrays. To tf.nest a list is a structure too, here it is an array."""
+    if isinstance(part, dict):
+        return {name: _as_arrays(each) for name, each in part.items()}
+    return tuple(map(_as_arrays, part)) if isinstance(part, tuple) else np.asarray(part)
 
 
 def _spec(array: np.ndarray) -> tf.TensorSpec:

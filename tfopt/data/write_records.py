@@ -88,4 +88,4 @@ def _encoded(part: np.ndarray, spec: tf.TensorSpec) -> tf.train.Feature:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=values.tolist()))
     if spec.dtype.is_floating:
         return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values.astype("int64")))
