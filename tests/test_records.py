@@ -47,7 +47,7 @@ def write(path, records):
     return path
 
 
-@pytest.mark.parametrize(("shards", "compression"), [(1, None), (3, "GZIP"), (20, "ZLIB")])
+@pytest.mark.parametrize(("shards", "compression"), [(1, None), (10, "GZIP")])
 def test_what_is_written_is_read(shards, compression, tmp_path):
     features = write_tfrecord(examples(X, Y), tmp_path / "set", shards, compression)
     assert features == FEATURES
