@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -196,3 +197,83 @@ def test_bad_folders(tmp_path):
     (tmp_path / "sets" / "test" / "a").mkdir(parents=True)
     with pytest.raises(ValueError, match="has the classes a, other splits a, b"):
         tfopt.from_folder(tmp_path / "sets", (8, 8))
+
+
+def packed(folder, archive, top="", compression=zipfile.ZIP_DEFLATED):
+    """The files of a folder in an archive."""
+    with zipfile.ZipFile(archive, "w", compression) as file:
+        for path in sorted(folder.rglob("*.*")):
+            file.write(path, f"{top}{path.relative_to(folder).as_posix()}")
+    return archive
+
+
+@pytest.mark.parametrize("top", ["", "flowers/"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_an_archive_gives_what_its_folder_gives(top, cache, tmp_path):
+    write(tmp_path / "plain", (12, 12))
+    write(tmp_path / "split" / "train", (5, 5))
+    write(tmp_path / "split" / "val", (2, 2), start=100)
+    for name in ("plain", "split"):
+        archive = packed(tmp_path / name, tmp_path / f"{name}.zip", top)
+        with zipfile.ZipFile(archive, "a") as file:
+            file.writestr("__MACOSX/._0.png", b"")
+        data = tfopt.from_folder(archive, (8, 8), seed=1, cache=cache)
+        folder = tfopt.from_folder(tmp_path / name, (8, 8), seed=1)
+        assert everything(data) == everything(folder)
+        assert (data.name, data.sizes, data.class_names) == (folder.name, folder.sizes, folder.class_names)
+        assert len(list(data.training_batches(1))) == data.steps_per_epoch
+
+
+def test_the_only_class_of_an_archive_is_no_top_folder(tmp_path):
+    write(tmp_path / "set" / "train", (6, 0))
+    (tmp_path / "set" / "train" / "b").rmdir()
+    data = tfopt.from_folder(packed(tmp_path / "set" / "train", tmp_path / "set.zip"), (8, 8))
+    assert data.class_names == ("a",)
+
+
+def test_bad_members_of_an_archive(tmp_path):
+    write(tmp_path / "set", (12, 12))
+    archive = packed(tmp_path / "set", tmp_path / "set.zip", compression=zipfile.ZIP_STORED)
+    content = bytearray(archive.read_bytes())
+    # A byte of the first member, behind its header and name, and the size that the directory states of another.
+    content[70] ^= 0xFF
+    entry = content.rindex(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = struct.pack("<I", 2**31)
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=r"set\.zip/a/0\.png cannot be used: it cannot be read \(Bad CRC-32"):
+        tfopt.from_folder(archive, (8, 8))
+    skipped = tfopt.from_folder(archive, (8, 8), on_bad="skip").skipped
+    assert list(skipped) == ["a/0.png", "b/9.png"]
+    assert skipped["b/9.png"] == "it cannot be read (it unpacks to 2,147,483,648 bytes, more than 536,870,912)"
+    archive.write_bytes(content[:500])
+    with pytest.raises(ValueError, match=r"set\.zip cannot be read as a ZIP archive"):
+        tfopt.from_folder(archive, (8, 8))
+    with zipfile.ZipFile(archive, "w"):
+        pass
+    with pytest.raises(ValueError, match=r"there are no files in .*set\.zip"):
+        tfopt.from_folder(archive, (8, 8))
+
+
+def test_given_splits_share_no_file(tmp_path):
+    for number, split in enumerate(("train", "validation", "test")):
+        write(tmp_path / split, (6, 6), start=100 * number)
+    copied = (tmp_path / "test" / "a" / "0.png").read_bytes()
+    (tmp_path / "train" / "a" / "copy.png").write_bytes(copied)
+    with pytest.raises(ValueError, match=r"train/a/copy\.png is equal to test/a/0\.png: .*trained on.*on_bad="):
+        tfopt.from_folder(tmp_path, (8, 8))
+    (tmp_path / "validation" / "b" / "copy.png").write_bytes(copied)
+    (tmp_path / "train" / "b" / "other.png").write_bytes((tmp_path / "validation" / "a" / "0.png").read_bytes())
+    for on_bad in ("skip", "repair"):
+        data = tfopt.from_folder(tmp_path, (8, 8), on_bad=on_bad)
+        assert data.sizes == {"train": 12, "validation": 12, "test": 12}
+        assert data.skipped == {
+            "train/a/copy.png": "it is equal to test/a/0.png",
+            "train/b/other.png": "it is equal to validation/a/0.png",
+            "validation/b/copy.png": "it is equal to test/a/0.png",
+        }
+        parts = [{x for x, _ in pairs} for pairs in everything(data).values()]
+        assert sum(map(len, parts)) == len(set.union(*parts))
+    for path in (tmp_path / "train").glob("*/*"):
+        path.write_bytes(copied)
+    with pytest.raises(ValueError, match="all files of the train split of .* are in another split too"):
+        tfopt.from_folder(tmp_path, (8, 8), on_bad="skip")

@@ -1,4 +1,4 @@
-"""The stages `LoadTFDS`, `LoadFolder`, `LoadData`, `Prepare` and `Augment`."""
+"""The stages `LoadTFDS`, `LoadFolder`, `LoadData`, `Clean`, `Prepare` and `Augment`."""
 
 import dataclasses
 import functools
@@ -10,7 +10,8 @@ from typing import Any
 from tfopt.augment import Augmentation
 from tfopt.config import require
 from tfopt.data import Data, Preparation, from_folder, from_tfds, prepare
-from tfopt.data.folder import Policy
+from tfopt.data.clean import Cleaned, look_and_clean
+from tfopt.data.policy import Policy, check_policy
 from tfopt.stage import Outcome, Stage, Work
 
 
@@ -129,6 +130,47 @@ class LoadData(Stage):
                 raise TypeError(f"the source must return tfopt.Data, it returned {type(data).__name__}")
             _kept[key] = data
         return _kept[key]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Clean(Stage):
+    """Leaves out, or repairs, what spoils training or what is measured after it; see `tfopt.data.clean`.
+
+    Args:
+      on_bad: "raise", "skip" or "repair"; what is skipped is in the report.
+      max_imbalance: how many times as many examples as the smallest class the largest may have in training.
+      keep_nan: NaN in inputs stands for a missing value, which a later stage imputes.
+    """
+
+    on_bad: Policy = "raise"
+    max_imbalance: float = 100.0
+    keep_nan: bool = False
+
+    def __post_init__(self) -> None:
+        check_policy(self.on_bad)
+
+    def validate(self, work: Work) -> Work:
+        """Looks at every example."""
+        return work.replace(data=_clean(work.need_data(), self).data)
+
+    def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
+        """Cleans the data."""
+        before = work.need_data()
+        found = _clean(before, self)
+        left_out = sum(before.sizes.values()) - sum(found.data.sizes.values())
+        notes = [f"{left_out:,} examples left out, {len(found.repaired):,} repaired", *found.warnings]
+        skipped = [
+            {"layer": name, "reason": reason}
+            for name, reason in found.data.skipped.items()
+            if name not in before.skipped
+        ]
+        return Outcome(work.replace(data=found.data), changed=found.repaired, skipped=skipped, notes=notes)
+
+
+# The same data are looked at once: a chain is validated before it runs.
+@functools.lru_cache(maxsize=1)
+def _clean(data: Data, stage: Clean) -> Cleaned:
+    return look_and_clean(data, stage.on_bad, stage.max_imbalance, stage.keep_nan)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

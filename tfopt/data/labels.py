@@ -1,0 +1,78 @@
+"""Labels and targets as they are found in files, as the numbers that a model learns."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from tfopt.config import require
+
+Task = Literal["classification", "regression"]
+
+
+def as_targets(
+    values: np.ndarray, class_names: Sequence[str] = (), task: Task | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as int64 with the names of their classes; or targets as float32 with none.
+
+    Text, truth values and whole numbers are labels, other numbers targets. Classes stand in rising order. With
+    `class_names`, text must be one of them, and whole numbers are their places.
+
+    Args:
+      values: shape (n,), none of them missing.
+      class_names: of the classes, where they are known.
+      task: "classification" or "regression", where the values alone do not tell.
+
+    Raises:
+      ValueError: a label that is no class, or whole numbers that look like measurements.
+
+    >>> as_targets(np.array(["b", "a", "b"]))
+    (array([1, 0, 1]), ('a', 'b'))
+    >>> as_targets(np.array([3, 7, 3, 3, 7]))
+    (array([0, 1, 0, 0, 1]), ('3', '7'))
+    >>> as_targets(np.array([0.5, 2.0]))
+    (array([0.5, 2. ], dtype=float32), ())
+    """
+    require(task in (None, "classification", "regression"), f"task must be classification or regression, not {task!r}")
+    numbers = values.dtype.kind in "iuf"
+    require(task != "regression" or numbers, f"regression takes numbers, the first target is {values.flat[0]!r}")
+    whole = numbers and bool(np.all(values == np.round(values)))
+    if task == "regression" or (numbers and not whole):
+        require(task != "classification", "classification takes text or whole numbers, the targets have fractions")
+        return values.astype("float32"), ()
+    if numbers:
+        values = values.astype("int64")
+        if class_names:
+            outside = values[(values < 0) | (values >= len(class_names))]
+            require(
+                not outside.size,
+                f"the label {outside[:1]} is out of range: there are {len(class_names)} class_names, so labels are "
+                f"0 to {len(class_names) - 1}",
+            )
+            return values, tuple(class_names)
+        distinct, places = np.unique(values, return_inverse=True)
+        require(
+            task is not None or 2 * len(distinct) <= len(values),
+            f"the target has {len(distinct)} different whole numbers in {len(values)} rows: pass "
+            'task="regression", or task="classification" where each is a class',
+        )
+        return places.astype("int64"), tuple(map(str, distinct.tolist()))
+    text = np.array([each.decode() if isinstance(each, bytes) else str(each) for each in values.tolist()], object)
+    names = tuple(class_names) or tuple(sorted(set(text)))
+    place = {name: number for number, name in enumerate(names)}
+    unknown = sorted(set(text) - set(place))
+    require(not unknown, f"the label {unknown[:1]} is none of the class_names{did_you_mean(unknown[:1], names)}")
+    return np.array([place[each] for each in text], "int64"), names
+
+
+def did_you_mean(names: Iterable[Any], known: Iterable[str]) -> str:
+    """The end of a message: what is close to the first name, or what there is.
+
+    >>> did_you_mean(["txt"], ["text", "label"])
+    ': did you mean text? There are text, label'
+    """
+    known = list(known)
+    near = [match for name in names for match in difflib.get_close_matches(str(name), known, 1)][:1]
+    hint = f" did you mean {near[0]}?" if near else ""
+    return f":{hint} There are {', '.join(known)}"
