@@ -18,7 +18,11 @@ Form = Literal["NFC", "NFKC"]
 _HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style)\b[^<>]*>.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
 # "a < b" and "<3" are no tags.
 _TAG = re.compile(r"</?[a-z!?][^<>]*>", re.IGNORECASE)
-_URL = re.compile(r"(?<!\w)(?:https?://|ftp://|www\.)[^\s<>\"]*[^\s<>\".,;:!?'\])}]", re.IGNORECASE)
+# A bracket is part of a URL where it is closed in it; the mark at the end of a sentence is not.
+_URL = re.compile(
+    r"(?<!\w)(?:https?://|ftp://|www\.)(?:[^\s<>\"()]|\([^\s<>\"()]*\))*(?:\([^\s<>\"()]*\)|[^\s<>\"().,;:!?'\]}])",
+    re.IGNORECASE,
+)
 # Soft hyphen, zero-width space, marks of direction, byte order mark, replacement character. Joiners stay: some
 # scripts, and emoji, are spelt with them.
 _INVISIBLE = {0x00AD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF, 0xFFFD}
@@ -38,8 +42,8 @@ class CleanText(Preparation):
       whitespace: make every run of white space one space, and none at the ends.
 
     Raises:
-      ValueError: inputs other than strings.
-      tf.errors.InvalidArgumentError: bytes that are no UTF-8.
+      ValueError: inputs other than strings, or bytes that are no UTF-8; the latter comes out of a `tf.data.Dataset`
+        as `tf.errors.InvalidArgumentError`.
 
     Source: Unicode Standard Annex #15, Unicode Normalization Forms.
 
@@ -79,7 +83,7 @@ class CleanText(Preparation):
         text = strip_html(text) if self.html else text
         text = strip_control(text) if self.control else text
         text = self._normal(text)
-        text = text if self.urls is None else _URL.sub(lambda _: f" {self.urls} " if self.urls else " ", text)
+        text = text if self.urls is None else _URL.sub(lambda _: self.urls or "", text)
         # Wide letters become letters by the normal form, and small letters may need another one.
         text = self._normal(text.lower()) if self.lower else text
         return " ".join(text.split()) if self.whitespace else text

@@ -68,9 +68,7 @@ def load_embeddings(
     vectors: dict[str, np.ndarray] = {}
     read = _from_npz(path) if pathlib.Path(path).suffix == ".npz" else _from_text(path, rows, size)
     for word, vector in read:
-        require(
-            size in (None, len(vector)), f"the vectors in {path} have {len(vector)} dimensions, expected size={size}"
-        )
+        require(size in (None, len(vector)), _wrong_size(path, len(vector), size))
         size = len(vector)
         # Some files have a word twice: the first is the more frequent one.
         if word in rows and word not in vectors:
@@ -112,18 +110,27 @@ def _from_text(
     opened = gzip.open if pathlib.Path(path).suffix == ".gz" else open
     # Files of the web have stray line ends inside words: "\n" alone ends a line.
     with contextlib.closing(opened(path, "rt", encoding="utf-8", newline="\n")) as file:
+        found = None
         for number, line in enumerate(file, 1):
             # The space alone parts: some words have other white space in them.
             parts = line.rstrip("\n\r ").split(" ")
             if number == 1 and len(parts) == 2:
-                require(size in (None, int(parts[1])), f"{path} has vectors of {parts[1]} dimensions, not size={size}")
-                size = int(parts[1])
                 continue
-            size = size or len(parts) - 1
-            word = " ".join(parts[:-size])
+            if found is None:
+                found = len(parts) - 1
+                require(size in (None, found), _wrong_size(path, found, size))
+            require(
+                len(parts) > found >= 1,
+                f"{path}, line {number}: {len(parts) - 1} values behind the word, {found} in the lines before it",
+            )
+            word = " ".join(parts[:-found])
             if word not in wanted:
                 continue
             try:
-                yield word, np.array(parts[-size:], dtype="float32")
+                yield word, np.array(parts[-found:], dtype="float32")
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error} in the vector of {word!r}") from error
+
+
+def _wrong_size(path: str | os.PathLike[str], found: int, size: int | None) -> str:
+    return f"the vectors in {path} have {found} dimensions, expected size={size}"

@@ -91,7 +91,7 @@ class Vectorize(Preparation):
         require_rows("Vectorize", inputs.element_spec)
         layer = keras.layers.TextVectorization(max_tokens=self.tokens, standardize=self.standardize)
         layer.adapt(inputs)
-        words = tuple(layer.get_vocabulary(include_special_tokens=False))
+        words = tuple(map(str, layer.get_vocabulary(include_special_tokens=False)))
         require(bool(words), "the training texts have no words, so there is no vocabulary to learn from them")
         return WordTokenizer((PADDING, UNKNOWN, *words), self.length, self.standardize)
 
