@@ -1,4 +1,4 @@
-"""Tables to a verified int8 file: missing values, outliers and scales from the training rows alone, then a small network.
+"""Tables to a verified int8 file: gaps, outliers and scales learned from the training rows alone, and a small network.
 
 python -m recipes.tabular --dataset=breast_cancer
 python -m recipes.tabular --path=customers.csv --target=churned

@@ -52,7 +52,6 @@ class Jitter(Augmentation):
 
     Source: Um et al., 2017, arXiv:1706.00527, section 3.
 
-    >>> import numpy as np
     >>> made = Jitter(0.1)(np.zeros((1000, 3), "float32"), 0)
     >>> bool(0.095 < np.std(made) < 0.105)
     True

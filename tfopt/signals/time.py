@@ -1,9 +1,9 @@
 """Augmentations that change when things happen in signals: warps, shifts and gaps."""
 
 import dataclasses
-import math
 from typing import Literal
 
+import numpy as np
 import tensorflow as tf
 
 from tfopt.augment.base import SIGNALS, Augmentation
@@ -43,7 +43,6 @@ class TimeWarp(Augmentation):
 
     Source: after Um et al., 2017, arXiv:1706.00527, section 3, who draw a spline through random points.
 
-    >>> import numpy as np
     >>> made = TimeWarp(0.5)(np.arange(101, dtype="float32")[:, None], 0).numpy().ravel()
     >>> float(made[0]), float(made[-1].round(3)), bool((np.diff(made) > 0.4).all())
     (0.0, 100.0, True)
@@ -61,18 +60,22 @@ class TimeWarp(Augmentation):
         """Warps a batch."""
         if not self.strength:
             return signals
-        return tf.ensure_shape(sample_at(signals, self.times(tf.shape(signals)[1], seeds)), signals.shape)
+        require(
+            signals.shape[1] is not None,
+            f"TimeWarp must know how long signals are, received {signals.shape}: set the shape of what reads them",
+        )
+        return sample_at(signals, self.times(signals.shape[1], seeds))
 
-    def times(self, length: int | tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    def times(self, length: int, seeds: tf.Tensor) -> tf.Tensor:
         """When each step is read, in steps: float32, shape (n, length)."""
-        last = tf.cast(length - 1, tf.float32)
-        steps = tf.range(tf.cast(length, tf.float32))
-        times = tf.zeros_like(tf.cast(seeds, tf.float32))[:, None] + steps
-        # Summed in a fixed order: a product of matrices may add up in another one for another batch.
+        steps, last = np.arange(length), max(length - 1, 1)
+        times = tf.constant(steps[None], tf.float32)
+        # Curves by NumPy, added in a fixed order: TensorFlow's optimizer of graphs reorders factors, and its products
+        # of matrices add up in another order for another batch.
         for wave in range(1, self.waves + 1):
-            curve = tf.sin(math.pi * wave * steps / tf.maximum(last, 1.0)) * last / (math.pi * wave)
+            curve = np.sin(np.pi * wave * steps / last) * last / (np.pi * wave)
             share = uniform(seeds, wave, -self.strength / self.waves, self.strength / self.waves)
-            times += share[:, None] * curve
+            times += share[:, None] * tf.constant(curve, tf.float32)
         return times
 
 
@@ -84,7 +87,6 @@ class TimeShift(Augmentation):
       steps: the farthest to either side, at least 0.
       mode: "constant": zeros come in; "wrap": what leaves at one end comes in at the other.
 
-    >>> import numpy as np
     >>> made = TimeShift(2, "wrap")(np.arange(4, dtype="float32")[:, None], 1).numpy().ravel()
     >>> sorted(made.tolist())
     [0.0, 1.0, 2.0, 3.0]
@@ -120,7 +122,6 @@ class TimeMask(Augmentation):
 
     Source: Park et al., SpecAugment, 2019, arXiv:1904.08779, section 2.
 
-    >>> import numpy as np
     >>> made = TimeMask(0.5)(np.ones((100, 1), "float32"), 0).numpy()
     >>> bool(50 <= made.sum() <= 100)
     True

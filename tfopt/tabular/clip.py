@@ -69,11 +69,11 @@ class Clip(Preparation):
         empty = np.isnan(rows).all(axis=0)
         require(not empty.any(), f"column {int(empty.argmax())} has no value in the training split: leave it out")
         quantiles = (self.low, self.high) if self.iqr is None else (0.25, 0.75)
+        # What comes of infinities is refused below.
         with np.errstate(invalid="ignore"):
-            # Between a number and infinity there is none: refused below.
             low, high = np.nanquantile(rows, quantiles, axis=0)
-        if self.iqr is not None:
-            low, high = low - self.iqr * (high - low), high + self.iqr * (high - low)
+            if self.iqr is not None:
+                low, high = low - self.iqr * (high - low), high + self.iqr * (high - low)
         known = np.isfinite(low) & np.isfinite(high)
         require(
             bool(known.all()),

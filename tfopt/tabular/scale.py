@@ -84,7 +84,8 @@ class Scale(Preparation):
                 require_finite("Scale", rows)
                 yield rows
 
-        mean, deviation = moments(checked())
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = moments(checked())
         require(
             bool(np.isfinite(deviation).all()),
             f"Scale: column {int((~np.isfinite(deviation)).argmax())} has values too large to be squared: put Clip "
