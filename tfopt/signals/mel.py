@@ -64,7 +64,9 @@ class MelSpectrogram(Preparation):
       bins: bands, of equal width in mel, at least 1.
       low: where the lowest band begins, Hz.
       high: where the highest ends, Hz; None: half of the rate.
-      log: the natural logarithm of `power + 1e-6`.
+      log: the natural logarithm of `power + floor`.
+      floor: the power of what counts as silence, above 0. Below the noise of the recordings, silence filled in with
+        zeros looks like nothing that was ever recorded.
 
     Raises:
       ValueError: sizes below 1, frequencies out of order, or a band so narrow that no frequency of a frame lies in it.
@@ -83,12 +85,14 @@ class MelSpectrogram(Preparation):
     low: float = 20.0
     high: float | None = None
     log: bool = True
+    floor: float = 1e-6
 
     def __post_init__(self) -> None:
         require(
             min(self.rate, self.frame, self.hop, self.bins) >= 1,
             f"rate, frame, hop and bins must be at least 1, received {self}",
         )
+        require(self.floor > 0, f"floor must be above 0, received {self.floor}")
         require(
             0 <= self.low < self._high <= self.rate / 2,
             f"frequencies must be 0 <= low < high <= {self.rate / 2:g} Hz, half of the rate; received {self.low:g} and "
@@ -136,5 +140,5 @@ class MelSpectrogram(Preparation):
         spectra = tf.signal.stft(waves, self.frame, self.hop)
         power = tf.math.real(spectra * tf.math.conj(spectra))
         found = tf.matmul(power, self._weights())[..., None]
-        found = tf.math.log(found + 1e-6) if self.log else found
+        found = tf.math.log(found + self.floor) if self.log else found
         return (found, *rest) if rest else found

@@ -69,14 +69,14 @@ class TimeWarp(Augmentation):
     def times(self, length: int, seeds: tf.Tensor) -> tf.Tensor:
         """When each step is read, in steps: float32, shape (n, length)."""
         steps, last = np.arange(length), max(length - 1, 1)
-        times = tf.constant(steps[None], tf.float32)
-        # Curves by NumPy, added in a fixed order: TensorFlow's optimizer of graphs reorders factors, and its products
-        # of matrices add up in another order for another batch.
+        parts = []
         for wave in range(1, self.waves + 1):
             curve = np.sin(np.pi * wave * steps / last) * last / (np.pi * wave)
             share = uniform(seeds, wave, -self.strength / self.waves, self.strength / self.waves)
-            times += share[:, None] * tf.constant(curve, tf.float32)
-        return times
+            parts.append(share[:, None] * tf.constant(curve, tf.float32))
+        # Not as a chain of sums, nor as a product of matrices: TensorFlow reorders the first in graphs, and adds up the
+        # second in another order for another batch.
+        return tf.constant(steps, tf.float32) + tf.reduce_sum(tf.stack(parts), axis=0)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
