@@ -18,6 +18,7 @@ def stages(
     groups: str | None = None,
     names: str = "zero,one,two,three,four,five,six,seven,eight,nine",
     rate: int = 8000,
+    bins: int = 40,
     augment: bool = True,
     epochs: int = 20,
     prune_epochs: int = 10,
@@ -38,6 +39,7 @@ def stages(
       groups: name of who speaks each recording: speakers are then all in one split.
       names: of the words, in the order of their numbers, with commas.
       rate: samples a second.
+      bins: bands of pitch.
       augment: noise, and an earlier or later beginning, in training.
       epochs: of the float training.
       prune_epochs: of the training that prunes; 0: no pruning.
@@ -49,7 +51,7 @@ def stages(
     """
     # Frames of 32 ms, a new one every 16 ms. The floor is above the noise that is added in training: else the zeros
     # that fill short recordings would look quite different there and in a test.
-    mel = signals.MelSpectrogram(rate, frame=rate * 32 // 1000, hop=rate * 16 // 1000, bins=40, floor=1e-2)
+    mel = signals.MelSpectrogram(rate, frame=rate * 32 // 1000, hop=rate * 16 // 1000, bins=bins, floor=1e-2)
     options = {
         "path": path,
         "x": audio,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import tfopt
 from tfopt import tabular
+from tfopt.config import require
 
 
 def stages(
@@ -42,7 +43,8 @@ def stages(
     if path is None:
         load = tfopt.LoadData(tabular.from_sklearn, {"name": dataset, **options})
     else:
-        from tfopt.data import from_table
+        require(target is not None, "--path needs --target: the column with the classes")
+        from tfopt.data.table import from_table
 
         load = tfopt.LoadData(from_table, {"path": path, "target": target, "stratify": True, **options})
     steps: tuple[tfopt.data.Preparation, ...] = (tabular.Impute(), tabular.Clip(), tabular.Scale())

@@ -117,9 +117,10 @@ def from_npz(
 def _of_one_length(joined: np.ndarray, offsets: np.ndarray, length: int) -> np.ndarray:
     """Examples that lie one behind the other, cut or filled with zeros: shape (examples, length, ...)."""
     require(length >= 1, f"length must be at least 1, received {length}")
+    rising = np.issubdtype(offsets.dtype, np.integer) and len(offsets) >= 2 and bool((np.diff(offsets) >= 0).all())
     require(
-        len(offsets) >= 2 and offsets[0] >= 0 and offsets[-1] <= len(joined) and bool((np.diff(offsets) >= 0).all()),
-        f"offsets must rise from 0 to the {len(joined)} rows of x, received {offsets}",
+        rising and offsets[0] >= 0 and offsets[-1] <= len(joined),
+        f"offsets must be whole numbers that rise from 0 to the {len(joined)} rows of x, received {offsets}",
     )
     made = np.zeros((len(offsets) - 1, length, *joined.shape[1:]), joined.dtype)
     for row, start, stop in zip(made, offsets[:-1], offsets[1:], strict=True):
