@@ -37,6 +37,7 @@ STAGES = {
     "LoadTFDS": Row(tfopt.LoadTFDS("digits", batch_size=16), idempotent=True),
     "LoadFolder": Row(tfopt.LoadFolder("pictures", (8, 8)), idempotent=True),
     "LoadData": Row(tfopt.LoadData(tfopt.from_npz, {"path": "set.npz"}), idempotent=True),
+    "Prepare": Row(tfopt.Prepare((tfopt.tabular.Clip(0.05, 0.95), tfopt.tabular.Scale())), idempotent=True),
     "Augment": Row(tfopt.Augment((tfopt.augment.Flip(), tfopt.augment.PadCrop(1))), idempotent=True),
     "Build": Row(tfopt.Build(tfopt.models.cnn, {"filters": 4}), changes=True, idempotent=True),
     "LoadModel": Row(tfopt.LoadModel("handed-over.keras"), changes=True, idempotent=True),
@@ -84,7 +85,7 @@ def same_weights(one, other):
 
 
 def test_repr_rebuilds_the_stage(row):
-    rebuilt = eval(repr(row.stage), {"tfopt": tfopt, **vars(tfopt), **vars(tfopt.augment)})
+    rebuilt = eval(repr(row.stage), {"tfopt": tfopt, **vars(tfopt), **vars(tfopt.augment), **vars(tfopt.tabular)})
     assert rebuilt == row.stage
     assert repr(rebuilt) == repr(row.stage)
     assert dataclasses.is_dataclass(row.stage)
@@ -129,7 +130,7 @@ def test_result_resume_and_reload(row, data, tmp_path):
     "row",
     rows(
         [name for name, each in STAGES.items() if each.idempotent],
-        ("LoadTFDS", "LoadFolder", "LoadData", "Augment", "Build", "LoadModel", "ExportTFLite"),
+        ("LoadTFDS", "LoadFolder", "LoadData", "Prepare", "Augment", "Build", "LoadModel", "ExportTFLite"),
     ),
     indirect=True,
 )

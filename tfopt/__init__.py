@@ -1,6 +1,6 @@
 """tfopt: makes Keras 3 models smaller and faster, down to a verified LiteRT file."""
 
-from tfopt import augment
+from tfopt import augment, signals, tabular
 from tfopt.analyze.result import Sensitivity
 from tfopt.analyze.sensitivity import sensitivity
 from tfopt.analyze.stage import AnalyzeSensitivity
@@ -86,6 +86,8 @@ __all__ = [
     "run",
     "run_recipe",
     "sensitivity",
+    "signals",
+    "tabular",
     "validate",
     "verify_tflite",
 ]

@@ -51,7 +51,18 @@ def from_npy(x: Path, y: Any, **options: Any) -> Data:
     return from_arrays(numbered, None, None, **{"name": pathlib.Path(x).stem, **options}, read=read)
 
 
-def from_npz(path: Path, x: str = "x", y: str = "y", *, groups: str | None = None, **options: Any) -> Data:
+def from_npz(
+    path: Path,
+    x: str = "x",
+    y: str = "y",
+    *,
+    groups: str | None = None,
+    test: str | None = None,
+    classes: str | None = None,
+    offsets: str | None = None,
+    length: int | None = None,
+    **options: Any,
+) -> Data:
     """Makes `Data` of the arrays in a `.npz` file, which are read into memory.
 
     Args:
@@ -59,11 +70,17 @@ def from_npz(path: Path, x: str = "x", y: str = "y", *, groups: str | None = Non
       x: name of the inputs in it.
       y: name of the labels or targets.
       groups: name of the groups to keep together, such as subjects.
+      test: name of an array of booleans: the examples that make the test split; None: it is drawn.
+      classes: name of the names of the classes, in the order of their labels.
+      offsets: name of where examples of different lengths begin in x, and of its end: example i is
+        `x[offsets[i] : offsets[i + 1]]`.
+      length: of all examples then: longer ones are cut at their end, shorter ones filled with zeros.
       **options: those of `from_arrays`.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is no `.npz`, or has no array of a name; with those that it has.
+      ValueError: the file is no `.npz`, or has no array of a name, with those that it has; or an array does not fit
+        the others.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "set.npz"
@@ -73,11 +90,43 @@ def from_npz(path: Path, x: str = "x", y: str = "y", *, groups: str | None = Non
     """
     found = _open(path, mapped=False)
     require(isinstance(found, np.lib.npyio.NpzFile), f"{path} holds one array: use from_npy")
+    require((offsets is None) == (length is None), "offsets and length go together: the one says where, the other to")
     with found as arrays:
-        for name in (x, y, groups):
+        for name in (x, y, groups, test, classes, offsets):
             require(name is None or name in arrays.files, f"{path} has no array {name!r}, it has {', '.join(arrays)}")
-        own = arrays[groups] if groups else None
-        return from_arrays((arrays[x], arrays[y]), groups=own, **{"name": pathlib.Path(path).stem, **options})
+        inputs, targets, own = arrays[x], arrays[y], arrays[groups] if groups else None
+        if offsets is not None and length is not None:
+            inputs = _of_one_length(inputs, arrays[offsets], length)
+        options = {"name": pathlib.Path(path).stem, **options}
+        if classes is not None:
+            options.setdefault("class_names", tuple(map(str, arrays[classes])))
+        if test is None:
+            return from_arrays((inputs, targets), groups=own, **options)
+        chosen = arrays[test]
+        require(
+            chosen.dtype == bool and chosen.shape == (len(inputs),) == targets.shape[:1],
+            f"{test!r} must be a boolean for each of {len(inputs)} examples, received {chosen.dtype} of shape "
+            f"{chosen.shape}, and {targets.shape[0]} targets",
+        )
+        own = own if own is None else own[~chosen]
+        return from_arrays(
+            (inputs[~chosen], targets[~chosen]), None, (inputs[chosen], targets[chosen]), groups=own, **options
+        )
+
+
+def _of_one_length(joined: np.ndarray, offsets: np.ndarray, length: int) -> np.ndarray:
+    """Examples that lie one behind the other, cut or filled with zeros: shape (examples, length, ...)."""
+    require(length >= 1, f"length must be at least 1, received {length}")
+    rising = np.issubdtype(offsets.dtype, np.integer) and len(offsets) >= 2 and bool((np.diff(offsets) >= 0).all())
+    require(
+        rising and offsets[0] >= 0 and offsets[-1] <= len(joined),
+        f"offsets must be whole numbers that rise from 0 to the {len(joined)} rows of x, received {offsets}",
+    )
+    made = np.zeros((len(offsets) - 1, length, *joined.shape[1:]), joined.dtype)
+    for row, start, stop in zip(made, offsets[:-1], offsets[1:], strict=True):
+        example = joined[start:stop][:length]
+        row[: len(example)] = example
+    return made
 
 
 def _open(path: Path, mapped: bool) -> Any:
