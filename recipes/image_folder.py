@@ -23,7 +23,7 @@ _VALUES = {
 
 
 def stages(
-    path: str,
+    path: str = "images",
     base: str = "MobileNetV2",
     weights: str | None = "imagenet",
     image_size: int = 96,

@@ -38,6 +38,7 @@ STAGES = {
     "LoadFolder": Row(tfopt.LoadFolder("pictures", (8, 8)), idempotent=True),
     "LoadData": Row(tfopt.LoadData(tfopt.from_npz, {"path": "set.npz"}), idempotent=True),
     "Prepare": Row(tfopt.Prepare((tfopt.tabular.Clip(0.05, 0.95), tfopt.tabular.Scale())), idempotent=True),
+    "Clean": Row(tfopt.Clean("skip"), idempotent=True),
     "Augment": Row(tfopt.Augment((tfopt.augment.Flip(), tfopt.augment.PadCrop(1))), idempotent=True),
     "Build": Row(tfopt.Build(tfopt.models.cnn, {"filters": 4}), changes=True, idempotent=True),
     "LoadModel": Row(tfopt.LoadModel("handed-over.keras"), changes=True, idempotent=True),
@@ -130,7 +131,7 @@ def test_result_resume_and_reload(row, data, tmp_path):
     "row",
     rows(
         [name for name, each in STAGES.items() if each.idempotent],
-        ("LoadTFDS", "LoadFolder", "LoadData", "Prepare", "Augment", "Build", "LoadModel", "ExportTFLite"),
+        ("LoadTFDS", "LoadFolder", "LoadData", "Prepare", "Clean", "Augment", "Build", "LoadModel", "ExportTFLite"),
     ),
     indirect=True,
 )

@@ -1,6 +1,6 @@
 """tfopt: makes Keras 3 models smaller and faster, down to a verified LiteRT file."""
 
-from tfopt import augment, signals, tabular
+from tfopt import augment, signals, tabular, text
 from tfopt.analyze.result import Sensitivity
 from tfopt.analyze.sensitivity import sensitivity
 from tfopt.analyze.stage import AnalyzeSensitivity
@@ -11,7 +11,7 @@ from tfopt.cluster.callback import ClusteringCallback
 from tfopt.cluster.stage import Cluster
 from tfopt.clusters import Clustered
 from tfopt.data import Data, as_data, from_arrays, from_folder, from_npy, from_npz, from_tfds
-from tfopt.data.stage import Augment, LoadData, LoadFolder, LoadTFDS, Prepare
+from tfopt.data.stage import Augment, Clean, LoadData, LoadFolder, LoadTFDS, Prepare
 from tfopt.invariants import Invariant, Sparsity
 from tfopt.launch import run_recipe
 from tfopt.load import load_model
@@ -40,6 +40,7 @@ __all__ = [
     "Augment",
     "Benchmark",
     "Build",
+    "Clean",
     "Cluster",
     "Clustered",
     "ClusteringCallback",
@@ -88,6 +89,7 @@ __all__ = [
     "sensitivity",
     "signals",
     "tabular",
+    "text",
     "validate",
     "verify_tflite",
 ]
