@@ -233,7 +233,9 @@ def test_tokenizers_come_back_from_their_file(step, tmp_path):
 
 
 def test_files_that_hold_no_tokenizer(tmp_path):
-    for content in ("", "[]", "{}", '{"tokenizer": "Other"}', '"tokenizer"'):
+    half = '{"tokenizer": "WordTokenizer", "length": 3}'
+    no_model = '{"tokenizer": "SubwordTokenizer", "length": 3, "model": {}}'
+    for content in ("", "[]", "{}", '{"tokenizer": "Other"}', '"tokenizer"', half, no_model):
         (tmp_path / "other.json").write_text(content)
         with pytest.raises(ValueError, match="holds no tokenizer"):
             load_tokenizer(tmp_path / "other.json")
