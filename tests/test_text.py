@@ -62,6 +62,8 @@ def texts_of(*batches):
         ("wwww.a", "wwww.a"),
         (f"ﬁne {WIDE} e\u0301 \u212b", "fine www é å"),
         ("ÄÖÜ ΣΑΣ", "äöü σας"),
+        # Of these the small letters alone have a sign of their own.
+        ("J\u030c H\u0331", "\u01f0 \u1e96"),
         (" \t much\n\n  room\u00a0\u2003here ", "much room here"),
         ("", ""),
     ],
