@@ -65,6 +65,7 @@ def texts_of(*batches):
         # Of these the small letters alone have a sign of their own.
         ("J\u030c H\u0331", "\u01f0 \u1e96"),
         (" \t much\n\n  room\u00a0\u2003here ", "much room here"),
+        ("one\ntwo\tthree\x85four", "one two three four"),
         ("", ""),
     ],
 )
