@@ -5,8 +5,11 @@ accuracy 80.34 % in float, 80.94 % with 80 % of all weights zero, 80.67 % as an 
 after gzip. One run:
 
 python -m recipes.sst2_text --path=sentences.parquet
-python -m recipes.sst2_text --path=sms_spam.csv.gz --target=label --split= --column=
 
+UCI's SMS Spam Collection (4,458 / 558 / 558, drawn; 403 of its 5,574 texts are copies of others, which may lie in
+another split): 97.85 %, 98.39 %, 98.39 % as an int8 file of 1,238,320 bytes:
+
+python -m recipes.sst2_text --path=sms_spam.csv.gz --split= --column= --tokens=8000
 """
 
 from collections.abc import Sequence

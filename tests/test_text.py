@@ -62,7 +62,10 @@ def texts_of(*batches):
         ("wwww.a", "wwww.a"),
         (f"ﬁne {WIDE} e\u0301 \u212b", "fine www é å"),
         ("ÄÖÜ ΣΑΣ", "äöü σας"),
+        # Of these the small letters alone have a sign of their own.
+        ("J\u030c H\u0331", "\u01f0 \u1e96"),
         (" \t much\n\n  room\u00a0\u2003here ", "much room here"),
+        ("one\ntwo\tthree\x85four", "one two three four"),
         ("", ""),
     ],
 )
@@ -233,7 +236,9 @@ def test_tokenizers_come_back_from_their_file(step, tmp_path):
 
 
 def test_files_that_hold_no_tokenizer(tmp_path):
-    for content in ("", "[]", "{}", '{"tokenizer": "Other"}', '"tokenizer"'):
+    half = '{"tokenizer": "WordTokenizer", "length": 3}'
+    no_model = '{"tokenizer": "SubwordTokenizer", "length": 3, "model": {}}'
+    for content in ("", "[]", "{}", '{"tokenizer": "Other"}', '"tokenizer"', half, no_model):
         (tmp_path / "other.json").write_text(content)
         with pytest.raises(ValueError, match="holds no tokenizer"):
             load_tokenizer(tmp_path / "other.json")

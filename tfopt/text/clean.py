@@ -95,7 +95,7 @@ class CleanText(Preparation):
         texts = np.asarray(texts, dtype=object)
         cleaned = np.empty_like(texts)
         for place, text in np.ndenumerate(texts):
-            cleaned[place] = self.clean(_decoded(text)).encode()
+            cleaned[place] = self.clean(decoded(text)).encode()
         return cleaned
 
 
@@ -130,11 +130,8 @@ def require_text(name: str, spec: Any) -> None:
     )
 
 
-def _is_control(character: str) -> bool:
-    return ord(character) in _INVISIBLE or unicodedata.category(character) == "Cc"
-
-
-def _decoded(text: bytes) -> str:
+def decoded(text: bytes) -> str:
+    """The string of UTF-8 bytes; raises a ValueError where they are none."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -142,3 +139,7 @@ def _decoded(text: bytes) -> str:
             f"the text {text[:60]!r} is no UTF-8 ({error.reason} at byte {error.start}): read its file with the "
             "encoding that it has, such as latin-1, and write UTF-8"
         ) from error
+
+
+def _is_control(character: str) -> bool:
+    return ord(character) in _INVISIBLE or unicodedata.category(character) == "Cc"

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfopt.config import require
 from tfopt.data import Preparation
+from tfopt.text.clean import decoded
 from tfopt.text.tokenizer import PADDING, UNKNOWN, Tokenizer, require_rows
 from tfopt.text.words import require_sizes
 
@@ -23,7 +24,11 @@ class SubwordTokenizer(Tokenizer):
     """
 
     def __init__(self, model: str, length: int) -> None:
-        self._model = _library().Tokenizer.from_str(model)
+        library = _library()
+        try:
+            self._model = library.Tokenizer.from_str(model)
+        except Exception as error:  # the library has no errors of its own
+            raise ValueError(f"the library tokenizers cannot read this model: {error}") from error
         # A text that has "[UNK]" in it spells it.
         self._model.encode_special_tokens = True
         by_number = sorted(self._model.get_vocab().items(), key=lambda item: item[1])
@@ -34,7 +39,7 @@ class SubwordTokenizer(Tokenizer):
         return tf.numpy_function(self._tokenize, [texts], tf.int32, stateful=False)
 
     def _tokenize(self, texts: np.ndarray) -> np.ndarray:
-        encoded = self._model.encode_batch([text.decode("utf-8") for text in texts])
+        encoded = self._model.encode_batch([decoded(text) for text in texts])
         rows = np.zeros((len(encoded), self.length), "int32")
         for row, each in zip(rows, encoded, strict=True):
             ids = each.ids[: self.length]
@@ -104,7 +109,7 @@ class Subwords(Preparation):
 def _texts(inputs: tf.data.Dataset) -> Iterator[str]:
     for batch in inputs.as_numpy_iterator():
         for text in np.ravel(batch):
-            yield text.decode("utf-8")
+            yield decoded(text)
 
 
 def _library() -> Any:

@@ -85,10 +85,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     text = pathlib.Path(path).read_text(encoding="utf-8")
     try:
         content = json.loads(text)
-        kind = kinds[content.pop("tokenizer")]
+        return kinds[content.pop("tokenizer")].from_dict(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no tokenizer ({error!r}): write one with its method save") from error
-    return kind.from_dict(content)
 
 
 def require_rows(name: str, spec: Any) -> None:
