@@ -161,7 +161,7 @@ def test_masks_are_one_stretch_of_every_length_and_place():
     hidden = made[..., 0] == 0
     assert set(hidden.sum(axis=1)) == set(range(6))
     assert (np.abs(np.diff(hidden.astype(int), axis=1)).sum(axis=1) <= 2).all()
-    assert hidden.any(axis=0).all()
+    assert hidden[hidden.sum(axis=1) == 1].any(axis=0).all()
 
 
 # Spectrograms
