@@ -1,9 +1,11 @@
 """Preparation of inputs: what must be known of the data is learned from the training split alone."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfopt.config import Config, require
@@ -47,7 +49,6 @@ def prepare(data: Data, steps: Sequence[Preparation], *, cache: bool = True) -> 
       TypeError: a step that is no `Preparation`.
       ValueError: data that a step cannot take, or augmentations that do not fit any more.
 
-    >>> import numpy as np
     >>> from tfopt.data.dataset import from_arrays
     >>> class Centre(Preparation):
     ...     def adapt(self, inputs):
@@ -70,6 +71,26 @@ def prepare(data: Data, steps: Sequence[Preparation], *, cache: bool = True) -> 
     if cache:
         parts = {split: part.cache() for split, part in parts.items()}
     return dataclasses.replace(data, splits=parts, read=None, prepared=tuple(prepared))
+
+
+def save_prepared(prepared: Sequence[Callable[[Any], Any]], folder: pathlib.Path) -> list[str]:
+    """Writes what was learned, for use with the trained model; returns the names of the files.
+
+    Numbers and arrays go to `1-Scaled.npz`, a field each; what has a method `save`, such as a tokenizer, writes
+    `2-WordTokenizer.json`. Of plain functions there is nothing to write.
+    """
+    names = []
+    for number, each in enumerate(prepared, 1):
+        stem = f"{number}-{type(each).__name__}"
+        if hasattr(each, "save"):
+            names.append(f"{stem}.json")
+            each.save(folder / names[-1])
+        elif dataclasses.is_dataclass(each) and dataclasses.fields(each):
+            fields = {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
+            if all(np.asarray(value).dtype.kind in "biuf" for value in fields.values()):
+                names.append(f"{stem}.npz")
+                np.savez(folder / names[-1], **fields)
+    return names
 
 
 def _changed(examples: tf.data.Dataset, change: Callable[[Any], Any]) -> tf.data.Dataset:

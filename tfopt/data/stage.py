@@ -12,6 +12,7 @@ from tfopt.config import require
 from tfopt.data import Data, Preparation, from_folder, from_tfds, prepare
 from tfopt.data.clean import Cleaned, look_and_clean
 from tfopt.data.policy import Policy, check_policy
+from tfopt.data.prepare import save_prepared
 from tfopt.stage import Outcome, Stage, Work
 
 
@@ -180,6 +181,8 @@ class Prepare(Stage):
     Args:
       steps: one after the other.
       cache: keep the prepared examples in memory.
+
+    What the steps learned is written to the stage's folder, for use with the trained model.
     """
 
     steps: tuple[Preparation, ...]
@@ -194,6 +197,8 @@ class Prepare(Stage):
         before = work.need_data().input_shape
         work = self.validate(work)
         notes = [f"{', '.join(map(repr, self.steps))}: inputs of shape {before} to {work.need_data().input_shape}"]
+        if names := save_prepared(work.need_data().prepared, folder):
+            notes.append(f"what they learned: {', '.join(names)}")
         return Outcome(work, notes=notes)
 
 
