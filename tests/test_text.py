@@ -332,6 +332,7 @@ START = [
 ]
 
 
+@pytest.mark.slow
 def test_a_chain_from_text_to_an_int8_file(tmp_path):
     stages = [*START, tfopt.Prune(0.5, 1, fit=FIT), tfopt.QuantizeAware(1, fit=FIT), tfopt.ExportTFLite()]
     work = tfopt.run(stages, tfopt.Work(data=tfopt.from_arrays(reviews(), **DATA), workdir=tmp_path))
