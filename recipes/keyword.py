@@ -51,7 +51,8 @@ def stages(
       sparsity: fraction of each kernel to set to zero, in [0, 1).
       filters: of every convolution of the DS-CNN.
       batch_size: recordings a training step.
-      learning_rate: highest learning rate of the float training, a quarter of it later; both fall along a cosine.
+      learning_rate: highest learning rate of the float training, half of it for the one that prunes, a quarter in the
+        quantization-aware one; all fall along a cosine.
     """
     # Frames of 32 ms, a new one every 16 ms. The floor is above the noise that is added in training: else the zeros
     # that fill short recordings would look quite different there and in a test.
@@ -71,6 +72,7 @@ def stages(
         "transform": mel,
     }
     changes = (signals.TimeShift(rate // 10), signals.Jitter(0.002))
+    sparser = tfopt.Fit(tfopt.Cosine(learning_rate / 2))
     fine = tfopt.Fit(tfopt.Cosine(learning_rate / 4))
     return [
         tfopt.LoadData(tfopt.from_npz, options),
@@ -78,7 +80,7 @@ def stages(
         *([tfopt.Augment(changes)] if augment else []),
         tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}),
         tfopt.Train(epochs, fit=tfopt.Fit(tfopt.Cosine(learning_rate))),
-        *([tfopt.Prune(sparsity, prune_epochs, fit=fine)] if prune_epochs else []),
+        *([tfopt.Prune(sparsity, prune_epochs, fit=sparser)] if prune_epochs else []),
         tfopt.QuantizeAware(qat_epochs, fit=fine),
         tfopt.ExportTFLite(),
         tfopt.Benchmark(),
