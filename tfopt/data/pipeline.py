@@ -36,7 +36,7 @@ class Pipeline(Config):
         are read from start to end, so that up to 100,000 examples wait in memory to be shuffled.
       snapshot: a folder; what `Data.read` makes is written there once, complete before the first batch, and then read
         row by row in the shuffled order, for sets larger than memory. It is found again by the elements of the splits
-        and some of the examples: delete it where files of the set were changed.
+        and some of the examples: delete it where files of the set were changed. Iterators over it cannot be saved.
       prefetch: batches made ahead, at least 0; -1: tf.data chooses.
       device: where training batches are handed over, such as "GPU:0"; without such a device they stay in the memory
         of the host, and the log says so. Not with several replicas, which Keras feeds itself.
