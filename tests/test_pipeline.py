@@ -60,7 +60,7 @@ OPTIONS = {
     "more_threads": lambda folder: {"threads": 8},
     "prefetch": lambda folder: {"prefetch": 0},
     "memory": lambda folder: {"cache": "memory"},
-    "files": lambda folder: {"cache": folder / "cache"},
+    "files": lambda folder: {"cache": str(folder / "cache")},
     "snapshot": lambda folder: {"snapshot": str(folder / "snapshot")},
     "device": lambda folder: {"device": "CPU:1"},
 }
@@ -72,10 +72,11 @@ def test_batches_are_the_same(name, data, tmp_path):
     changed = on(data, **options)
     assert changed.element_spec == data.element_spec
     assert list(tmp_path.iterdir()) == []
-    assert everything(changed) == everything(data)
-    assert everything(changed) == everything(data)
+    wanted = everything(data)
+    assert everything(changed) == wanted
+    assert everything(changed) == wanted
     assert changed.fingerprint() == data.fingerprint()
-    assert eval(repr(changed.pipeline)) == Pipeline(**{key: value for key, value in options.items()}) or name == "files"
+    assert eval(repr(changed.pipeline)) == changed.pipeline
 
 
 @pytest.mark.parametrize("name", ["memory", "files", "snapshot"])
@@ -186,7 +187,7 @@ def test_training_with_options(data, tmp_path):
     model = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
     data = on(data, threads=2, snapshot=tmp_path / "s", device="CPU:0", prefetch=1)
     trained = tfopt.run([tfopt.Train(2)], tfopt.Work(model=model, data=data, workdir=tmp_path / "run"))
-    assert len(trained.report.stages) == 1
+    assert trained.report.stages[0].stage.startswith("Train")
 
 
 @pytest.mark.parametrize("name", ["memory", "files", "snapshot"])

@@ -108,7 +108,10 @@ class Pipeline(Config):
                 "there is no device %s here, only %s: batches stay in the memory of the host", self.device, names
             )
             return batches
-        return batches.apply(tf.data.experimental.prefetch_to_device(self.device))
+        on_device = batches.apply(tf.data.experimental.prefetch_to_device(self.device))
+        # It does not know its size, without which Keras warns of the end of each epoch; no other step may follow.
+        on_device.cardinality = batches.cardinality
+        return on_device
 
 
 def read_from(elements: tf.data.Dataset, read: Callable[..., Any] | None, ordered: bool = True) -> tf.data.Dataset:

@@ -69,8 +69,8 @@ def profile(data: Data, batches: int = 20, rounds: int = 3) -> Profile:
 
     Each part is timed with those before it, on `batches` batches, in turns; what it adds is the difference of medians.
     Parts run in parallel as they do in training, with the threads of `Data.pipeline`, so one that keeps up with those
-    before it adds nothing. What a cache or a snapshot holds is not made again. What the workers of a service would do is
-    done and measured here.
+    before it adds nothing. What a cache or a snapshot holds is not made again. What workers of a service would
+    do is done and measured here.
 
     Args:
       data: of which the training split is read, once in full before anything is timed, which fills the caches.
