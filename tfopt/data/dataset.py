@@ -1,6 +1,7 @@
 """`Data`: the splits of one task, and the pipelines that feed training and evaluation from them."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -11,6 +12,8 @@ import tensorflow as tf
 from tfopt.augment import Augmentation, chain
 from tfopt.augment.seeds import fold
 from tfopt.config import require
+from tfopt.data.distribute import batches_by_number, check_service, check_workers, distribute
+from tfopt.data.pipeline import Pipeline, read_from
 from tfopt.data.split import draw
 
 Split = Literal["train", "validation", "test"]
@@ -38,9 +41,12 @@ class Data:
         is used.
       read: makes an example of each element of the splits, `read(*element) -> example`, after the shuffle: so that what
         waits to be shuffled are paths or row numbers. A pure function.
+      pipeline: threads, caches, and what else changes how batches are made, and not what is in them.
 
     Raises:
-      ValueError: for a missing, empty or endless split, or augmentations of another kind of inputs.
+      ValueError: for a missing, empty or endless split, augmentations of another kind of inputs, or data that a service
+        cannot make.
+      ConnectionError: nothing answers at the address of the service.
 
     >>> data = from_arrays((np.zeros((100, 4), "float32"), np.arange(100) % 2), batch_size=16)
     >>> data.sizes, data.steps_per_epoch, data.input_shape
@@ -57,6 +63,7 @@ class Data:
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prepared: tuple[Callable[[Any], Any], ...] = ()
     read: Callable[..., Any] | None = None
+    pipeline: Pipeline = dataclasses.field(default_factory=Pipeline)
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size must be at least 1, received {self.batch_size}")
@@ -77,6 +84,11 @@ class Data:
             )
         if self.augment:
             self._check_augment()
+        if self.pipeline.service is not None:
+            check_service(self.pipeline.service)
+            make, is_augmented = self._batch_maker(), bool(self.augment)
+            numbers = tf.data.Dataset.range(1)
+            check_workers(self._kept[0]["train"], lambda mixed: make(mixed, is_augmented)(numbers), self.name)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -91,7 +103,7 @@ class Data:
     @property
     def element_spec(self) -> tuple[Any, ...]:
         """Shapes and types of one batch, as `tf.TensorSpec`s with the batch size left open."""
-        return self._batched(self.splits["train"]).element_spec
+        return self._plain._batched(self.splits["train"]).element_spec
 
     @property
     def input_shape(self) -> Any:
@@ -101,9 +113,13 @@ class Data:
     @property
     def train(self) -> tf.data.Dataset:
         """Training batches for `model.fit`, in a new order each time they are iterated."""
-        shuffled = self.splits["train"].shuffle(self._buffer, seed=self.seed)
+        if self.pipeline.service is not None:
+            drawn = tf.data.Dataset.random(self.seed, rerandomize_each_iteration=True).take(1)
+            return self._epochs(drawn.map(lambda number: number % 2**31), augmented=True)
+        shuffled = self._kept[0]["train"].shuffle(self._buffer, seed=self.seed)
         seeds = tf.data.Dataset.random(self.seed, rerandomize_each_iteration=True) if self.augment else None
-        return self._batched(shuffled, seeds=seeds).prefetch(tf.data.AUTOTUNE)
+        batches = self._batched(shuffled, seeds=seeds, ordered=self.pipeline.deterministic)
+        return self.pipeline.hand_over(self.pipeline.finish(batches))
 
     @property
     def validation(self) -> tf.data.Dataset:
@@ -118,12 +134,12 @@ class Data:
     def batches(self, split: Split = "test", batch_size: int | None = None) -> tf.data.Dataset:
         """Batches of a split in a fixed order, for evaluation and calibration."""
         require(split in SPLITS, f"split must be one of {', '.join(SPLITS)}, received {split!r}")
-        return self._batched(self.splits[split], batch_size).prefetch(tf.data.AUTOTUNE)
+        return self.pipeline.finish(self._batched(self._kept[0][split], batch_size))
 
     def examples(self, split: Split = "test") -> tf.data.Dataset:
         """Single examples of a split in a fixed order, before augmentation and `transform`."""
         require(split in SPLITS, f"split must be one of {', '.join(SPLITS)}, received {split!r}")
-        return self._read(self.splits[split])
+        return self._read(self._kept[0][split])
 
     def training_batches(self, epoch: int | tf.Variable = 0, augmented: bool = True) -> tf.data.Dataset:
         """The training batches of one epoch; their order depends on the seed and the epoch alone.
@@ -131,20 +147,8 @@ class Data:
         Training that resumes at an epoch so sees what it would have seen without the interruption. An int64
         variable is read each time the dataset is iterated: `fit` iterates once an epoch, and a callback can set it.
         """
-        source, seed, buffer = self.splits["train"], self.seed, self._buffer
-
-        def batches(start: tf.Tensor) -> tf.data.Dataset:
-            number = start + tf.cast(epoch, tf.int64)
-            # Golden-ratio hashing: neighbouring (seed, epoch) pairs get unrelated shuffles.
-            mixed = (number + 1) * 0x9E3779B1 + seed * 0x85EBCA77
-            seeds = (
-                tf.data.Dataset.counter().map(lambda index: fold(mixed, index)) if augmented and self.augment else None
-            )
-            return self._batched(_shuffled(source, buffer, mixed), seeds=seeds)
-
-        one_epoch = tf.data.Dataset.range(1).flat_map(batches)
-        sized = one_epoch.apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
-        return sized.prefetch(tf.data.AUTOTUNE)
+        number = tf.data.Dataset.range(1).map(lambda zero: zero + tf.cast(epoch, tf.int64))
+        return self._epochs(number, augmented)
 
     def fingerprint(self) -> str:
         """A short hash of what the data are: name, sizes, batch size, seed, types and every example."""
@@ -162,21 +166,71 @@ class Data:
         # A buffer as large as the split shuffles perfectly; 100,000 bounds the memory of very large ones.
         return min(self.sizes["train"], 100_000)
 
-    def _read(self, elements: tf.data.Dataset) -> tf.data.Dataset:
-        if self.read is None:
-            return elements
-        return elements.map(self.read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    @functools.cached_property
+    def _plain(self) -> "Data":
+        """The same without a cache, a snapshot or a service: to look at types without reading or writing anything."""
+        if self.pipeline == Pipeline():
+            return self
+        return dataclasses.replace(self, pipeline=Pipeline())
+
+    @functools.cached_property
+    def _kept(self) -> tuple[Mapping[str, tf.data.Dataset], Callable[..., Any] | None]:
+        """The splits and what reads them; a cache and a snapshot stand in their place."""
+        return self.pipeline.keep(self.splits, self.read, self.name)
+
+    def _epochs(self, numbers: tf.data.Dataset, augmented: bool) -> tf.data.Dataset:
+        """Training batches of the epochs with these numbers."""
+        source, buffer, steps = self._kept[0]["train"], self._buffer, self.steps_per_epoch
+        is_augmented, make = augmented and bool(self.augment), self._batch_maker()
+
+        def batches(number: tf.Tensor) -> tf.data.Dataset:
+            # Golden-ratio hashing: neighbouring (seed, epoch) pairs get unrelated shuffles.
+            mixed = (number + 1) * 0x9E3779B1 + self.seed * 0x85EBCA77
+            if self.pipeline.service is not None:
+                return distribute(make(mixed, is_augmented), steps, self.pipeline.service)
+            seeds = tf.data.Dataset.counter().map(lambda place: fold(mixed, place)) if is_augmented else None
+            return self._batched(_shuffled(source, buffer, mixed), seeds=seeds, ordered=self.pipeline.deterministic)
+
+        one_epoch = numbers.flat_map(batches)
+        sized = one_epoch.apply(tf.data.experimental.assert_cardinality(steps))
+        return self.pipeline.hand_over(self.pipeline.finish(sized))
+
+    def _batch_maker(self) -> Callable[[tf.Tensor, bool], Callable[[tf.data.Dataset], tf.data.Dataset]]:
+        """Of an epoch, what makes batches by their numbers, as they would be without a service."""
+        (splits, read), buffer, size = self._kept, self._buffer, self.sizes["train"]
+
+        def epoch(mixed: tf.Tensor, is_augmented: bool) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+            order = _shuffled(tf.data.Dataset.range(size), buffer, mixed).batch(size).get_single_element()
+
+            def change(places: tf.Tensor, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+                if is_augmented:
+                    return self._augmented(fold(mixed, places), batch)
+                return batch if self.transform is None else self.transform(*batch)
+
+            return lambda numbers: batches_by_number(numbers, splits["train"], order, self.batch_size, read, change)
+
+        return epoch
+
+    def _read(self, elements: tf.data.Dataset, ordered: bool = True) -> tf.data.Dataset:
+        return read_from(elements, self._kept[1], ordered)
 
     def _batched(
-        self, elements: tf.data.Dataset, batch_size: int | None = None, seeds: tf.data.Dataset | None = None
+        self,
+        elements: tf.data.Dataset,
+        batch_size: int | None = None,
+        seeds: tf.data.Dataset | None = None,
+        ordered: bool = True,
     ) -> tf.data.Dataset:
         """Batches of what is read; augmented where there are seeds for the examples."""
-        size, examples = batch_size or self.batch_size, self._read(elements)
-        options = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+        size, read = batch_size or self.batch_size, self._kept[1]
+        options = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": ordered}
         if seeds is not None:
-            together = tf.data.Dataset.zip(seeds, examples).batch(size, num_parallel_calls=tf.data.AUTOTUNE)
-            return together.map(self._augmented, **options)
-        batches = examples.batch(size, num_parallel_calls=tf.data.AUTOTUNE)
+            # Paired before they are read: where that changes the order, each keeps its seed.
+            paired = tf.data.Dataset.zip(seeds, elements)
+            if read is not None:
+                paired = paired.map(lambda seed, element: (seed, read(*element)), **options)
+            return paired.batch(size, num_parallel_calls=tf.data.AUTOTUNE).map(self._augmented, **options)
+        batches = self._read(elements, ordered).batch(size, num_parallel_calls=tf.data.AUTOTUNE)
         return batches if self.transform is None else batches.map(self.transform, **options)
 
     def _augmented(self, seeds: tf.Tensor, batch: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -185,15 +239,15 @@ class Data:
 
     def _check_augment(self) -> None:
         """Raises where what comes out of the augmentations is not what evaluation sees."""
-        spec = self.examples("train").element_spec[0]
+        spec = read_from(self.splits["train"], self.read).element_spec[0]
         kind = self.augment[0].kind
         require(
             isinstance(spec, tf.TensorSpec) and spec.shape.rank == len(kind.axes),
             f"augment changes {kind.plural} of shape {kind.shape}: the inputs of {self.name!r} are {spec}",
         )
         seeds = tf.data.Dataset.counter()
-        augmented = self._batched(self.splits["train"], seeds=seeds).element_spec[0]
-        plain = self._batched(self.splits["train"]).element_spec[0]
+        augmented = self._plain._batched(self.splits["train"], seeds=seeds).element_spec[0]
+        plain = self._plain._batched(self.splits["train"]).element_spec[0]
         require(
             augmented.shape.is_compatible_with(plain.shape) and augmented.dtype == plain.dtype,
             f"augment makes {augmented} of {plain}, which is what validation and test have: bring all splits to one "

@@ -41,9 +41,16 @@ def from_npy(x: Path, y: Any, **options: Any) -> Data:
         f"x and y must have as many rows each, received shapes {rows.shape} and {targets.shape}",
     )
 
+    def row_at(index: int) -> np.ndarray:
+        if not rows.flags.c_contiguous:
+            # A copy: what is mapped may be unmapped while TensorFlow holds it.
+            return np.array(rows[index])
+        # Not from the mapping, whose pages would count as memory of this process.
+        start = rows.offset + int(index) * rows.strides[0]
+        return np.fromfile(rows.filename, rows.dtype, rows[0].size, offset=start).reshape(rows.shape[1:])
+
     def read(index: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # A copy: what is mapped may be unmapped while TensorFlow holds it.
-        row = tf.numpy_function(lambda i: np.array(rows[i]), [index], tf.as_dtype(rows.dtype), stateful=False)
+        row = tf.numpy_function(row_at, [index], tf.as_dtype(rows.dtype), stateful=False)
         row.set_shape(rows.shape[1:])
         return row, target
 

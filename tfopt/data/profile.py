@@ -13,14 +13,18 @@ import tensorflow as tf
 
 from tfopt.config import require
 from tfopt.data.dataset import Data
+from tfopt.data.pipeline import Pipeline
 
 _ADVICE = {
     "source": "keep the examples in memory with .cache() on the splits, or store them in fewer, larger files",
-    "read": "decode once: cache the decoded examples (from_folder(cache=True)), or save them smaller with from_npy",
+    "read": 'decode once: Pipeline(cache="memory"), or Pipeline(snapshot=folder) for more than fits; or let other '
+    "processes do it: Pipeline(service=...)",
     "batch": "use a larger batch_size, or smaller types such as uint8, scaled in `transform`",
-    "augment": "take cheaper augmentations (recipes/benchmarks/augmentation.py has their costs), and uint8 images",
+    "augment": "take cheaper augmentations (recipes/benchmarks/augmentation.py has their costs), and uint8 images; or "
+    "let other processes do it: Pipeline(service=...)",
     "transform": "do in the splits, before a .cache(), what is the same in every epoch, or leave it to the model",
-    "transfer": "pass smaller types, uint8 for instance, and scale them in the model",
+    "transfer": "pass smaller types, uint8 for instance, and scale them in the model; to an accelerator prefetch "
+    "(Pipeline(device=...))",
 }
 
 
@@ -64,10 +68,12 @@ def profile(data: Data, batches: int = 20, rounds: int = 3) -> Profile:
     """Measures the parts of a training pipeline, without the shuffle.
 
     Each part is timed with those before it, on `batches` batches, in turns; what it adds is the difference of medians.
-    Parts run in parallel as they do in training, so one that keeps up with those before it adds nothing.
+    Parts run in parallel as they do in training, with the threads of `Data.pipeline`, so one that keeps up with those
+    before it adds nothing. What a cache or a snapshot holds is not made again. What workers of a service would
+    do is done and measured here.
 
     Args:
-      data: of which the training split is read; where that is cached, the first, slower pass is not counted.
+      data: of which the training split is read, once in full before anything is timed, which fills the caches.
       batches: in a turn, at least 1; fewer where the split has fewer.
       rounds: turns, at least 1.
 
@@ -82,22 +88,26 @@ def profile(data: Data, batches: int = 20, rounds: int = 3) -> Profile:
     """
     require(batches >= 1 and rounds >= 1, f"batches and rounds must be at least 1, received {batches}, {rounds}")
     count = min(batches, data.steps_per_epoch)
-    elements = data.splits["train"].take(count * data.batch_size)
-    bare = dataclasses.replace(data, transform=None, augment=())
+    pipeline, (splits, read) = data.pipeline, data._kept
+    _seconds_inside(splits["train"])
+    elements = splits["train"].take(count * data.batch_size)
+    kept = dataclasses.replace(data, splits=splits, read=read, pipeline=Pipeline())
+    bare = dataclasses.replace(kept, transform=None, augment=())
     seeds = tf.data.Dataset.counter()
     parts = {"source": elements}
-    if data.read is not None:
+    if read is not None:
         parts["read"] = bare._read(elements)
     parts["batch"] = bare._batched(elements)
     if data.augment:
-        parts["augment"] = dataclasses.replace(data, transform=None)._batched(elements, seeds=seeds)
+        parts["augment"] = dataclasses.replace(kept, transform=None)._batched(elements, seeds=seeds)
     if data.transform is not None:
-        parts["transform"] = data._batched(elements, seeds=seeds if data.augment else None)
-    whole = list(parts.values())[-1].prefetch(tf.data.AUTOTUNE)
+        parts["transform"] = kept._batched(elements, seeds=seeds if data.augment else None)
+    parts = {part: pipeline.finish(each) for part, each in parts.items()}
+    batches_made = pipeline.hand_over(list(parts.values())[-1])
     turns = []
     for _ in range(rounds + 1):
         times = [_seconds_inside(part) for part in parts.values()]
-        turns.append([*times, _seconds_outside(whole)])
+        turns.append([*times, _seconds_outside(batches_made)])
     # The first turn fills caches and starts threads.
     medians = [statistics.median(times) * 1000 / count for times in zip(*turns[1:], strict=True)]
     added = [max(0.0, now - before) for before, now in itertools.pairwise([0.0, *medians])]

@@ -1,0 +1,76 @@
+"""A training pipeline that goes on from a saved iterator gives what it would have given."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfopt
+from tests.test_augment import OPERATIONS
+from tfopt.data.pipeline import Pipeline
+
+DONE = 2
+# What makes another size is left out: validation would have the old one.
+AUGMENTATIONS = {name: each for name, each in OPERATIONS.items() if name not in ("crop", "resize")}
+
+
+def images(**options):
+    x = np.random.default_rng(0).integers(0, 256, (50, 8, 10, 3)).astype("uint8")
+    return tfopt.from_arrays((x, np.arange(50)), batch_size=8, **options)
+
+
+def bits(batches):
+    return [tuple(part.numpy().tobytes() for part in batch) for batch in batches]
+
+
+def begun_and_saved(batches, folder):
+    """The first batches, the rest, and a checkpoint in between."""
+    iterator = iter(batches)
+    first = bits(next(iterator) for _ in range(DONE))
+    path = tf.train.Checkpoint(iterator=iterator).write(str(folder / "checkpoint"))
+    return first, bits(iterator), path
+
+
+def resumed(batches, path):
+    iterator = iter(batches)
+    tf.train.Checkpoint(iterator=iterator).read(path).assert_consumed()
+    return bits(iterator)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation(name, tmp_path):
+    sequential = images(augment=(AUGMENTATIONS[name],), pipeline=Pipeline(threads=1))
+    parallel = dataclasses.replace(sequential, pipeline=Pipeline(threads=8))
+    first, rest, path = begun_and_saved(sequential.training_batches(3), tmp_path)
+    assert len(rest) == sequential.steps_per_epoch - DONE
+    assert resumed(parallel.training_batches(3), path) == rest
+    assert bits(parallel.training_batches(3)) == first + rest
+    assert resumed(sequential.training_batches(3), path) == rest
+
+
+SOURCES = {
+    "arrays": lambda x, folder: tfopt.from_arrays((x, np.arange(50)), batch_size=8),
+    "npy": lambda x, folder: tfopt.from_npy(folder / "x.npy", np.arange(50), batch_size=8),
+    "memory": lambda x, folder: tfopt.from_npy(
+        folder / "x.npy", np.arange(50), batch_size=8, pipeline=Pipeline(cache="memory")
+    ),
+    "files": lambda x, folder: tfopt.from_npy(
+        folder / "x.npy", np.arange(50), batch_size=8, pipeline=Pipeline(cache=folder / "cache")
+    ),
+}
+
+
+@pytest.mark.parametrize("shuffled", ["training_batches", "train"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source(name, shuffled, tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (50, 8, 10, 3)).astype("uint8")
+    np.save(tmp_path / "x.npy", x)
+    data = dataclasses.replace(SOURCES[name](x, tmp_path), augment=(OPERATIONS["flip"], OPERATIONS["rand"]))
+
+    def batches():
+        return data.train if shuffled == "train" else data.training_batches(1)
+
+    first, rest, path = begun_and_saved(batches(), tmp_path)
+    assert len(first + rest) == data.steps_per_epoch
+    assert resumed(batches(), path) == rest

@@ -1,0 +1,164 @@
+"""Processes of a tf.data service: a dispatcher and workers, on one host or several."""
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import IO
+
+import tensorflow as tf
+from absl import logging
+
+from tfopt.config import require
+
+WORKER = pathlib.Path(__file__).with_name("service_worker.py")
+# Import of TensorFlow on a busy machine.
+_SECONDS_TO_START = 120
+_REPLACEMENTS = 20
+
+
+@contextlib.contextmanager
+def local_service(
+    workers: int = 2, port: int = 0, folder: str | os.PathLike[str] | None = None, host: str = "localhost"
+) -> Iterator[str]:
+    """Runs a tf.data service on this machine, for as long as the block lasts.
+
+    A worker that dies is replaced at its port, and trainings go on. All processes end with the block, and with this
+    process, however it ends.
+
+    Args:
+      workers: processes, at least 1.
+      port: of the dispatcher, which runs in this process; 0: one that is free.
+      folder: where the dispatcher keeps a journal: started again at the same port, it goes on with its trainings.
+      host: the name by which trainings reach this machine.
+
+    Yields:
+      The address for `Pipeline(service=...)`.
+
+    Raises:
+      RuntimeError: a worker does not start.
+
+    Example::
+
+        with local_service(workers=4) as address:
+            pipeline = Pipeline(deterministic=False, service=address)
+            served = dataclasses.replace(data, pipeline=pipeline)
+            model.fit(served.train, epochs=10, shuffle=False)
+    """
+    config = tf.data.experimental.service.DispatcherConfig(
+        port=port, work_dir=None if folder is None else os.fspath(folder), fault_tolerant_mode=folder is not None
+    )
+    dispatcher = tf.data.experimental.service.DispatchServer(config)
+    try:
+        address = f"{host}:{dispatcher.target.rpartition(':')[2]}"
+        with worker_processes(address, workers, host):
+            yield f"grpc://{address}"
+    finally:
+        dispatcher.stop()
+
+
+@contextlib.contextmanager
+def worker_processes(dispatcher: str, workers: int, host: str = "localhost") -> Iterator[list["_Worker"]]:
+    """Runs workers of a service, for as long as the block lasts; one that dies is replaced.
+
+    Args:
+      dispatcher: its address, "host:port".
+      workers: processes, at least 1.
+      host: the name by which trainings reach this machine.
+
+    Yields:
+      The workers; `process.pid` tells which processes they are.
+
+    Raises:
+      RuntimeError: a worker does not start.
+    """
+    require(workers >= 1, f"workers must be at least 1, received {workers}")
+    started = [_Worker(dispatcher, host) for _ in range(workers)]
+    over = threading.Event()
+    guard = threading.Thread(target=_replace_the_dead, args=(started, over), daemon=True)
+    try:
+        for each in started:
+            each.wait_until_ready()
+        guard.start()
+        yield started
+    finally:
+        over.set()
+        if guard.ident is not None:
+            guard.join()
+        for each in started:
+            # They end with their input; all at once.
+            each.input.close()
+        for each in started:
+            each.end()
+
+
+class _Worker:
+    """One worker process, always at the same port."""
+
+    def __init__(self, dispatcher: str, host: str) -> None:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            self.port = free.getsockname()[1]
+        self.command = [sys.executable, str(WORKER), dispatcher, host, str(self.port)]
+        self.start()
+
+    def start(self) -> None:
+        # A file, since nobody reads along, and a pipe would be full one day.
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.input: IO[bytes] = self.process.stdin
+        self.output: IO[bytes] = self.process.stdout
+
+    def wait_until_ready(self) -> None:
+        """Waits for the line that a worker prints when it is known to the dispatcher."""
+        timer = threading.Timer(_SECONDS_TO_START, self.process.kill)
+        timer.start()
+        line = self.output.readline()
+        timer.cancel()
+        if not line:
+            self.process.wait()
+            raise RuntimeError(f"a worker of the tf.data service did not start: {self.said()}")
+
+    def said(self) -> str:
+        """The end of what it wrote to its standard error."""
+        self.errors.seek(0)
+        return self.errors.read()[-1000:].decode(errors="replace")
+
+    def end(self) -> None:
+        self.input.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.output.close()
+        self.errors.close()
+
+
+def _replace_the_dead(workers: list[_Worker], over: threading.Event) -> None:
+    replaced = 0
+    while not over.wait(0.2):
+        for worker in workers:
+            status = worker.process.poll()
+            if status is None:
+                continue
+            if replaced == _REPLACEMENTS:
+                logging.error("%d workers of the tf.data service died: no more are replaced", replaced + 1)
+                return
+            replaced += 1
+            logging.warning(
+                "the worker at port %d of the tf.data service ended with status %d, and is replaced: %s",
+                worker.port,
+                status,
+                worker.said(),
+            )
+            worker.end()
+            # At the same port: only so do trainings learn that the other one will not answer.
+            worker.start()
