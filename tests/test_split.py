@@ -86,6 +86,16 @@ print(total, most - before)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numbers_in_another_byte_order(order, tmp_path):
+    rows = np.arange(60.0).reshape(20, 3)
+    np.save(tmp_path / "x.npy", np.asarray(rows.astype(">f4"), order=order))
+    data = tfopt.from_npy(tmp_path / "x.npy", np.arange(20).astype(">i4"))
+    for split in ("train", "test"):
+        for x, y in data.examples(split).as_numpy_iterator():
+            assert np.array_equal(x, rows[y])
+
+
 def test_what_is_larger_than_memory_streams(tmp_path):
     """A gigabyte passes, and the process grows by less than a fifth of it, pages of mapped files counted in."""
     rows, width = 16_384, 16_384

@@ -245,6 +245,9 @@ class Data:
             isinstance(spec, tf.TensorSpec) and spec.shape.rank == len(kind.axes),
             f"augment changes {kind.plural} of shape {kind.shape}: the inputs of {self.name!r} are {spec}",
         )
+        batch = tf.TensorSpec((None, *spec.shape), spec.dtype)
+        if _augmented_spec(self.augment, batch) == batch:
+            return
         seeds = tf.data.Dataset.counter()
         augmented = self._plain._batched(self.splits["train"], seeds=seeds).element_spec[0]
         plain = self._plain._batched(self.splits["train"]).element_spec[0]
@@ -253,6 +256,15 @@ class Data:
             f"augment makes {augmented} of {plain}, which is what validation and test have: bring all splits to one "
             "size and type before, or in `transform`",
         )
+
+
+# A chain makes its data anew at each stage, and tracing a policy takes seconds.
+@functools.lru_cache(maxsize=16)
+def _augmented_spec(augment: tuple[Augmentation, ...], batch: tf.TensorSpec) -> tf.TensorSpec:
+    """What the augmentations make of a batch."""
+    traced = tf.function(lambda examples, seeds: chain(augment, examples, seeds), autograph=False)
+    made = traced.get_concrete_function(batch, tf.TensorSpec((None,), tf.int64)).outputs[0]
+    return tf.TensorSpec(made.shape, made.dtype)
 
 
 def _shuffled(source: tf.data.Dataset, buffer: int, seed: tf.Tensor) -> tf.data.Dataset:

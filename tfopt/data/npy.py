@@ -41,13 +41,17 @@ def from_npy(x: Path, y: Any, **options: Any) -> Data:
         f"x and y must have as many rows each, received shapes {rows.shape} and {targets.shape}",
     )
 
+    # The byte order of this machine is the only one that TensorFlow knows.
+    own = rows.dtype.newbyteorder("=")
+
     def row_at(index: int) -> np.ndarray:
         if not rows.flags.c_contiguous:
             # A copy: what is mapped may be unmapped while TensorFlow holds it.
-            return np.array(rows[index])
+            return np.array(rows[index], own)
         # Not from the mapping, whose pages would count as memory of this process.
         start = rows.offset + int(index) * rows.strides[0]
-        return np.fromfile(rows.filename, rows.dtype, rows[0].size, offset=start).reshape(rows.shape[1:])
+        row = np.fromfile(rows.filename, rows.dtype, rows[0].size, offset=start)
+        return row.astype(own, copy=False).reshape(rows.shape[1:])
 
     def read(index: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         row = tf.numpy_function(row_at, [index], tf.as_dtype(rows.dtype), stateful=False)
