@@ -11,13 +11,16 @@ from tests.test_augment import OPERATIONS
 from tfopt.data.pipeline import Pipeline
 
 DONE = 2
-# What makes another size is left out: validation would have the old one.
-AUGMENTATIONS = {name: each for name, each in OPERATIONS.items() if name not in ("crop", "resize")}
 
 
 def images(**options):
-    x = np.random.default_rng(0).integers(0, 256, (50, 8, 10, 3)).astype("uint8")
-    return tfopt.from_arrays((x, np.arange(50)), batch_size=8, **options)
+    x = np.random.default_rng(0).integers(0, 256, (30, 8, 10, 3)).astype("uint8")
+    return tfopt.from_arrays((x, np.arange(30)), batch_size=5, **options)
+
+
+def one_size(x, y):
+    """What cropped and resized images have in common with those of validation."""
+    return x[:, :5, :7], y
 
 
 def bits(batches):
@@ -38,15 +41,14 @@ def resumed(batches, path):
     return bits(iterator)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_every_augmentation(name, tmp_path):
-    sequential = images(augment=(AUGMENTATIONS[name],), pipeline=Pipeline(threads=1))
+    sequential = images(augment=(OPERATIONS[name],), transform=one_size, pipeline=Pipeline(threads=1))
     parallel = dataclasses.replace(sequential, pipeline=Pipeline(threads=8))
     first, rest, path = begun_and_saved(sequential.training_batches(3), tmp_path)
     assert len(rest) == sequential.steps_per_epoch - DONE
     assert resumed(parallel.training_batches(3), path) == rest
     assert bits(parallel.training_batches(3)) == first + rest
-    assert resumed(sequential.training_batches(3), path) == rest
 
 
 SOURCES = {

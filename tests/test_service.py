@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -119,7 +120,7 @@ def test_hosts_join_and_end_with_who_started_them():
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tfopt.data.serve", "--workers=1"]
     first = subprocess.Popen([*command, f"--port={port}"], stdout=subprocess.PIPE, text=True)
-    second = None
+    second, children = None, []
     try:
         address = re.fullmatch(r"serving at (\S+)\n", first.stdout.readline())[1]
         joining = [*command, f"--dispatcher=localhost:{port}"]
@@ -130,7 +131,7 @@ def test_hosts_join_and_end_with_who_started_them():
         children = [
             int(child)
             for process in (first, second)
-            for child in open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()  # noqa: SIM115
+            for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         ]
         assert len(children) == 2
     finally:
