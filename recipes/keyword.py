@@ -3,8 +3,8 @@
 python -m recipes.keyword --path=fsdd_8k.npz
 
 The Free Spoken Digit Dataset at 8 kHz: 3,000 recordings of 6 speakers, 300 of them, of the same speakers, for testing.
-93.00 % in float, 86.00 % as an int8 file with half of the weights zero, after few epochs
-(`--epochs=10 --prune_epochs=5 --qat_epochs=2`). `--groups=speaker --test=` tests on speakers who were not trained on.
+99.67 % in float, 98.00 % with half of the weights zero, 98.00 % as an int8 file of 44,032 bytes; one run.
+`--groups=speaker --test=` tests on speakers who were not trained on.
 """
 
 from collections.abc import Sequence

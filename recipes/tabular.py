@@ -4,8 +4,8 @@ python -m recipes.tabular --dataset=breast_cancer
 python -m recipes.tabular --path=customers.csv --target=churned
 
 On a fifth of the rows, held out by `--seed=`, in float and as an int8 file: breast_cancer (113 rows, seeds 0 to 2)
-97.94 % and 98.23 %, wine (36, seeds 0 to 3) 97.92 % and 97.92 %, iris (30, seeds 0 to 3) 96.67 % and 95.83 %; for seed 0 98.23
-and 99.12, 100 and 100, 93.33 and 90.00. One row of iris is 3.3 points.
+97.94 % and 98.23 %, wine (36, seeds 0 to 3) 97.92 % and 97.92 %, iris (30, seeds 0 to 3) 96.67 % and 95.83 %; seed 0
+alone 98.23 and 99.12, 100 and 100, 93.33 and 90.00. One row of iris is 3.3 points.
 """
 
 from collections.abc import Sequence
