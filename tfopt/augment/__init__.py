@@ -2,6 +2,7 @@
 
 from tfopt.augment.base import Augmentation, chain
 from tfopt.augment.colour import Brightness, Contrast, Hue, Normalize, Saturation
+from tfopt.augment.layer import AugmentationLayer
 from tfopt.augment.mix import CutMix, MixUp
 from tfopt.augment.policies import AugMix, RandAugment, Ranges, TrivialAugment
 from tfopt.augment.seeds import fold
@@ -11,6 +12,7 @@ __all__ = [
     "Affine",
     "AugMix",
     "Augmentation",
+    "AugmentationLayer",
     "Brightness",
     "Contrast",
     "Crop",

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfopt.augment import AugmentationLayer
 from tfopt.graph import Node, Ref
 from tfopt.quantize.activation_layers import QuantizedActivation, QuantizedPReLU
 from tfopt.quantize.activations import LINEAR as NONE
@@ -29,6 +30,7 @@ _TRAINING_ONLY = (
     layers.Identity,
     "StochasticDepth",
     "StopGradient",
+    AugmentationLayer,
     layers.AugMix,
     layers.CutMix,
     layers.MixUp,
