@@ -46,6 +46,15 @@ FIGURES = {
         "chain_accuracy": (0.93, 1.0),
         "chain_sparsity": (0.4, 0.9),
     },
+    "04_augmentation_and_pipelines": {
+        "equal_rows": (1.0, 1.0),
+        "different_seeds": (7, 7),
+        "equal_threads": (1.0, 1.0),
+        "equal_epochs": (0.0, 0.0),
+        "equal_ways": (3, 3),
+        "read_share": (0.3, 1.0),
+        "read_share_in_memory": (0.0, 0.0),
+    },
 }
 
 
