@@ -22,9 +22,14 @@ from tfopt.data.service import local_service, worker_processes
 SIZE = 150
 
 
-def pictures(**options):
-    x = np.random.default_rng(0).integers(0, 256, (SIZE, 8, 8, 3)).astype("uint8")
-    return tfopt.from_arrays((x, np.arange(SIZE)), batch_size=8, **options)
+def pictures(size=SIZE, batch_size=8, **options):
+    x = np.random.default_rng(0).integers(0, 256, (size, 8, 8, 3)).astype("uint8")
+    return tfopt.from_arrays((x, np.arange(size)), batch_size=batch_size, **options)
+
+
+def many_pictures():
+    """More batches than are made ahead: when somebody dies, there is something to do."""
+    return pictures(1500, 2, augment=(augment.Flip(), augment.PadCrop(2)))
 
 
 def served(data, address, **options):
@@ -91,65 +96,85 @@ def test_a_model_trains(address):
     assert np.isfinite(history.history["loss"]).all()
 
 
+def received(remote, epoch, in_mid_epoch):
+    """Bits of an epoch, in which something happens."""
+    batches = []
+    for step, batch in enumerate(remote.training_batches(epoch)):
+        batches.append(tuple(part.numpy().tobytes() for part in batch))
+        if step == 50:
+            in_mid_epoch()
+    return sorted(batches)
+
+
 @pytest.mark.slow
 def test_the_death_of_a_worker_costs_nothing():
     """Killed in mid-epoch: the epoch ends, and nothing is missing or seen twice; so does the next one."""
-    data = pictures(augment=(augment.Flip(), augment.PadCrop(2)))
+    data = many_pictures()
     dispatcher = tf.data.experimental.service.DispatchServer()
     try:
         with worker_processes(dispatcher.target.split("://")[1], 2) as workers:
-            remote, killed = served(data, dispatcher.target), []
-            for number in range(3):
-                received = []
-                for step, batch in enumerate(remote.training_batches(number)):
-                    received.append(tuple(part.numpy().tobytes() for part in batch))
-                    if step == 3 and number < 2:
-                        killed.append(workers[number].process.pid)
-                        os.kill(killed[-1], signal.SIGKILL)
-                assert sorted(received) == sorted(bits(data.training_batches(number)))
-            assert not {each.process.pid for each in workers} & set(killed)
+            remote, begun = served(data, dispatcher.target), [each.process.pid for each in workers]
+            for epoch in range(2):
+                batches = received(remote, epoch, lambda: os.kill(begun[epoch], signal.SIGKILL))  # noqa: B023
+                assert batches == sorted(bits(data.training_batches(epoch)))
+            assert not {each.process.pid for each in workers} & set(begun)
     finally:
         dispatcher.stop()
 
 
+class Host:
+    """`python -m tfopt.data.serve` with one worker, which can be killed and started again."""
+
+    def __init__(self, *arguments):
+        self.command = [sys.executable, "-m", "tfopt.data.serve", "--workers=1", *arguments]
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
+        self.address = re.fullmatch(r"serving at (\S+)\n", self.process.stdout.readline())[1]
+        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        (self.worker,) = map(int, children.split())
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        deadline = time.monotonic() + 30
+        while os.path.exists(f"/proc/{self.worker}"):
+            assert time.monotonic() < deadline, "the worker outlives who started it"
+            time.sleep(0.1)
+
+    def restart(self):
+        self.kill()
+        self.start()
+
+
 @pytest.mark.slow
-def test_hosts_join_and_end_with_who_started_them():
-    """Two commands, as on two hosts; a killed one leaves no worker behind."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tfopt.data.serve", "--workers=1"]
-    first = subprocess.Popen([*command, f"--port={port}"], stdout=subprocess.PIPE, text=True)
-    second, children = None, []
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_host_is_killed_and_started_again(place, tmp_path):
+    """Two commands, as on two hosts; one is killed in mid-epoch, the first with the dispatcher, the second without."""
+    port, *own = (free_port() for _ in range(3))
+    hosts = [Host(f"--port={port}", f"--worker_port={own[0]}", f"--folder={tmp_path}")]
     try:
-        address = re.fullmatch(r"serving at (\S+)\n", first.stdout.readline())[1]
-        joining = [*command, f"--dispatcher=localhost:{port}"]
-        second = subprocess.Popen(joining, stdout=subprocess.PIPE, text=True)
-        assert second.stdout.readline() == f"serving at {address}\n"
-        data = pictures()
-        assert sorted(bits(served(data, address).training_batches(0))) == sorted(bits(data.training_batches(0)))
-        children = [
-            int(child)
-            for process in (first, second)
-            for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        ]
-        assert len(children) == 2
+        hosts.append(Host(f"--dispatcher=localhost:{port}", f"--worker_port={own[1]}"))
+        data, address = many_pictures(), f"grpc://localhost:{port}"
+        assert [each.address for each in hosts] == [address, address]
+        for epoch, happens in enumerate((hosts[place].restart, list)):
+            batches = received(served(data, address), epoch, happens)
+            assert batches == sorted(bits(data.training_batches(epoch)))
     finally:
-        for process in filter(None, (second, first)):
-            process.kill()
-            process.wait()
-            process.stdout.close()
-    deadline = time.monotonic() + 30
-    while any(os.path.exists(f"/proc/{child}") for child in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(os.path.exists(f"/proc/{child}") for child in children)
+        for each in reversed(hosts):
+            each.kill()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def test_an_address_where_nothing_answers():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    started = time.monotonic()
+    port, started = free_port(), time.monotonic()
     with pytest.raises(
         ConnectionError, match=rf"no tf.data service answers at grpc://localhost:{port} .*start one with"
     ):

@@ -52,7 +52,7 @@ def batches_by_number(
     numbers: tf.data.Dataset,
     source: tf.data.Dataset,
     order: tf.Tensor,
-    batch_size: int | tf.Tensor,
+    batch_size: int,
     read: Callable[..., Any] | None,
     change: Callable[..., Any],
 ) -> tf.data.Dataset:
@@ -66,21 +66,20 @@ def batches_by_number(
       read: makes an example of an element.
       change: `change(places, batch)`, of the batch and where its examples stand in the epoch.
     """
-    size, batch_size = tf.size(order, tf.int64), tf.constant(batch_size, tf.int64)
-    options = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    size, parallel = tf.size(order, tf.int64), {"num_parallel_calls": tf.data.AUTOTUNE}
 
     def example(place: tf.Tensor) -> Any:
-        # What fills up the last batch is cut off below: so examples of two batches never mix.
-        element = tf.data.experimental.at(source, order[tf.minimum(place, size - 1)])
+        element = tf.data.experimental.at(source, order[place])
         return place, element if read is None else read(*element)
 
-    def cut(places: tf.Tensor, batch: Any) -> Any:
-        count = tf.minimum(batch_size, size - places[0])
-        kept = tf.nest.map_structure(lambda part: part[:count], batch)
-        return places[0] // batch_size, change(places[:count], kept)
+    def unchanged(number: tf.Tensor) -> tf.data.Dataset:
+        # A dataset of its own: so a number that is lost on its way to a worker cannot shift the examples of others.
+        places = tf.data.Dataset.range(number * batch_size, tf.minimum((number + 1) * batch_size, size))
+        return places.map(example, **parallel).batch(batch_size)
 
-    places = numbers.flat_map(lambda number: tf.data.Dataset.range(number * batch_size, (number + 1) * batch_size))
-    return places.map(example, **options).batch(batch_size).map(cut, **options)
+    return numbers.interleave(unchanged, **parallel, deterministic=False).map(
+        lambda places, batch: (places[0] // batch_size, change(places, batch)), **parallel
+    )
 
 
 def distribute(batches_of: Callable[[tf.data.Dataset], tf.data.Dataset], steps: int, address: str) -> tf.data.Dataset:

@@ -24,7 +24,11 @@ _REPLACEMENTS = 20
 
 @contextlib.contextmanager
 def local_service(
-    workers: int = 2, port: int = 0, folder: str | os.PathLike[str] | None = None, host: str = "localhost"
+    workers: int = 2,
+    port: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    host: str = "localhost",
+    worker_port: int = 0,
 ) -> Iterator[str]:
     """Runs a tf.data service on this machine, for as long as the block lasts.
 
@@ -36,6 +40,8 @@ def local_service(
       port: of the dispatcher, which runs in this process; 0: one that is free.
       folder: where the dispatcher keeps a journal: started again at the same port, it goes on with its trainings.
       host: the name by which trainings reach this machine.
+      worker_port: of the first worker, the others have the next ones; 0: any that are free. A service that is to be
+        started again in mid-training must have the same ones.
 
     Yields:
       The address for `Pipeline(service=...)`.
@@ -56,20 +62,23 @@ def local_service(
     dispatcher = tf.data.experimental.service.DispatchServer(config)
     try:
         address = f"{host}:{dispatcher.target.rpartition(':')[2]}"
-        with worker_processes(address, workers, host):
+        with worker_processes(address, workers, host, worker_port):
             yield f"grpc://{address}"
     finally:
         dispatcher.stop()
 
 
 @contextlib.contextmanager
-def worker_processes(dispatcher: str, workers: int, host: str = "localhost") -> Iterator[list["_Worker"]]:
+def worker_processes(
+    dispatcher: str, workers: int, host: str = "localhost", worker_port: int = 0
+) -> Iterator[list["_Worker"]]:
     """Runs workers of a service, for as long as the block lasts; one that dies is replaced.
 
     Args:
       dispatcher: its address, "host:port".
       workers: processes, at least 1.
       host: the name by which trainings reach this machine.
+      worker_port: of the first worker, the others have the next ones; 0: any that are free.
 
     Yields:
       The workers; `process.pid` tells which processes they are.
@@ -78,7 +87,8 @@ def worker_processes(dispatcher: str, workers: int, host: str = "localhost") -> 
       RuntimeError: a worker does not start.
     """
     require(workers >= 1, f"workers must be at least 1, received {workers}")
-    started = [_Worker(dispatcher, host) for _ in range(workers)]
+    ports = [worker_port + number if worker_port else _free_port() for number in range(workers)]
+    started = [_Worker(dispatcher, host, port) for port in ports]
     over = threading.Event()
     guard = threading.Thread(target=_replace_the_dead, args=(started, over), daemon=True)
     try:
@@ -100,11 +110,8 @@ def worker_processes(dispatcher: str, workers: int, host: str = "localhost") -> 
 class _Worker:
     """One worker process, always at the same port."""
 
-    def __init__(self, dispatcher: str, host: str) -> None:
-        with socket.socket() as free:
-            free.bind(("", 0))
-            self.port = free.getsockname()[1]
-        self.command = [sys.executable, str(WORKER), dispatcher, host, str(self.port)]
+    def __init__(self, dispatcher: str, host: str, port: int) -> None:
+        self.port, self.command = port, [sys.executable, str(WORKER), dispatcher, host, str(port)]
         self.start()
 
     def start(self) -> None:
@@ -140,6 +147,12 @@ class _Worker:
             self.process.wait()
         self.output.close()
         self.errors.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
 
 
 def _replace_the_dead(workers: list[_Worker], over: threading.Event) -> None:
