@@ -38,6 +38,7 @@ MARKDOWN = sorted(
 )
 NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("notebooks/*.ipynb"))
 SHELLS = ("sh", "bash", "shell", "console")
+SLOW = ("channels", "cluster", "analyze", "report", "signals", "text")
 
 
 def tokens_of(text):
@@ -159,7 +160,15 @@ def run_blocks(text, name, names, monkeypatch):
 
 # Keras 3.15 says so in every fit on a dataset without shuffle=False.
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
-@pytest.mark.parametrize("name", [name for name in MARKDOWN if name.endswith("README.md")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Cards whose code trains take longest.
+        pytest.param(name, marks=[pytest.mark.slow] * any(each in name for each in SLOW))
+        for name in MARKDOWN
+        if name.endswith(("README.md", "PIPELINES.md"))
+    ],
+)
 def test_python_runs(name, trained, data, digits_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(digits_dir))

@@ -41,7 +41,12 @@ def resumed(batches, path):
     return bits(iterator)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+# All draw from the same seeds: these have every kind of operation.
+QUICK = {"flip", "pad_crop", "affine", "rand"}
+AUGMENTED = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in OPERATIONS]
+
+
+@pytest.mark.parametrize("name", AUGMENTED)
 def test_every_augmentation(name, tmp_path):
     sequential = images(augment=(OPERATIONS[name],), transform=one_size, pipeline=Pipeline(threads=1))
     parallel = dataclasses.replace(sequential, pipeline=Pipeline(threads=8))
@@ -63,7 +68,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("shuffled", ["training_batches", "train"])
+@pytest.mark.parametrize("shuffled", ["training_batches", pytest.param("train", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source(name, shuffled, tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (50, 8, 10, 3)).astype("uint8")

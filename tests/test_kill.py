@@ -66,6 +66,7 @@ def check_kills(moments, tmp_path, digits_dir, expected):
         assert left == []
 
 
+@pytest.mark.slow
 def test_a_few_kills_change_nothing(tmp_path, digits_dir, undisturbed):
     expected, seconds = undisturbed
     # Early enough that a run on a machine that has become quieter has not ended yet.

@@ -106,6 +106,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_tfmots_own_schedules_are_taken_and_agree():
     done = subprocess.run([sys.executable, "-c", TFMOT], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "fine", done.stderr[-3000:]

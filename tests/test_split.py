@@ -96,6 +96,7 @@ def test_numbers_in_another_byte_order(order, tmp_path):
             assert np.array_equal(x, rows[y])
 
 
+@pytest.mark.slow
 def test_what_is_larger_than_memory_streams(tmp_path):
     """A gigabyte passes, and the process grows by less than a fifth of it, pages of mapped files counted in."""
     rows, width = 16_384, 16_384

@@ -358,6 +358,7 @@ def test_a_trained_model_becomes_an_int8_file(tmp_path):
     assert parity.tflite_metric >= 0.9
 
 
+@pytest.mark.slow
 def test_a_chain_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
     def done(folder):
         return tfopt.run(START, tfopt.Work(data=tfopt.from_arrays(reviews(), **DATA), workdir=folder))

@@ -20,7 +20,7 @@ def changed(before, after):
     ]
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_the_layers_named_learn_alone(precision, data, tmp_path):
     start = small_model()
     stage = tfopt.Train(2, tfopt.Fit(5e-3, precision=precision), layers=["hidden", "out"])
