@@ -33,6 +33,46 @@ def test_the_layers_named_learn_alone(precision, data, tmp_path):
     assert changed(work.model, again.model) == ["conv", "bn", "hidden", "out"]
 
 
+def test_statistics_move_where_nothing_else_of_a_normalization_learns(data, tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.BatchNormalization(center=False, scale=False, momentum=0.5, name="norm"),
+            layers.Flatten(),
+            layers.Dense(3, activation="softmax", name="out"),
+        ]
+    )
+    for number, named in enumerate((None, ["norm", "out"])):
+        work = tfopt.Train(1, layers=named)(tfopt.Work(model, data, tmp_path / str(number)))
+        assert changed(model, work.model) == ["norm", "out"]
+    assert changed(model, tfopt.Train(1, layers=["out"])(tfopt.Work(model, data, tmp_path / "head")).model) == ["out"]
+
+
+class Residual(layers.Layer):
+    """Weights of its own beside a layer inside."""
+
+    def build(self, shape):
+        self.gain = self.add_weight(shape=shape[-1:], initializer="ones", name="gain")
+        self.inner = layers.Dense(shape[-1], name="inner")
+        self.inner.build(shape)
+
+    def call(self, inputs):
+        return self.gain * inputs + self.inner(inputs)
+
+
+def test_weights_beside_a_layer_inside_are_frozen_with_it(data, tmp_path):
+    with keras.saving.custom_object_scope({"Residual": Residual}):
+        stack = [keras.Input((8, 8, 2)), Residual(name="residual"), layers.Flatten(), layers.Dense(3, name="out")]
+        model = keras.Sequential([*stack, layers.Softmax()])
+        for named, expected in ((["out"], ["out"]), (["residual"], ["residual"]), (None, ["residual", "out"])):
+            work = tfopt.Train(1, layers=named)(tfopt.Work(model, data, tmp_path / str(named)))
+            assert changed(model, work.model) == expected
+            assert all(variable.trainable for variable in work.model.get_layer("residual").weights)
+        inner = tfopt.Train(1, layers=["inner"])(tfopt.Work(model, data, tmp_path / "inner")).model
+        assert np.array_equal(inner.get_layer("residual").gain, model.get_layer("residual").gain)
+        assert not np.array_equal(inner.get_layer("residual").inner.kernel, model.get_layer("residual").inner.kernel)
+
+
 def test_a_frozen_layer_stays_frozen_in_later_stages(data, tmp_path):
     start = small_model()
     start.get_layer("conv").trainable = False

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -105,16 +105,14 @@ class Train(Stage):
     def validate(self, work: Work) -> Work:
         """Checks the model and the data, and finds the layers."""
         validate_training(work, self.epochs, self.fit)
-        self._learning(work.need_model())
+        self._chosen(work.need_model())
         return work.replace(trained=True)
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Trains."""
         model = work.need_model()
-        learning = self._learning(model)
-        was = [layer.trainable for layer in _leaves(model)]
-        for layer in _leaves(model):
-            layer.trainable = layer in learning
+        was = [layer.trainable for layer in all_layers(model)]
+        self._freeze(model)
         model, history = train(
             model,
             work.need_data(),
@@ -124,22 +122,38 @@ class Train(Stage):
             label=self.name,
             keep=work.invariants,
         )
+        changed = [layer.name for layer in model.layers if layer.trainable_variables]
         # In another precision it is a copy, frozen as the model was.
-        for layer, trainable in zip(_leaves(model), was, strict=True):
-            layer.trainable = trainable
-        changed = [layer.name for layer in learning]
+        if self.layers is not None:
+            _set_trainable(all_layers(model), was)
         return Outcome(work.replace(model=model, trained=True), changed=changed, history=history)
 
-    def _learning(self, model: keras.Model) -> list[keras.layers.Layer]:
+    def _chosen(self, model: keras.Model) -> list[keras.layers.Layer]:
         chosen = select_layers(model, self.layers)
-        learning = [layer for layer in _leaves(model) if layer in chosen and layer.trainable_variables]
-        require(bool(learning), f"of the layers of {model.name!r} that Train selects, none has weights that can learn")
-        return learning
+        require(
+            any(layer.trainable_variables for layer in chosen) or self.layers is None,
+            f"of the layers of {model.name!r} that Train selects, none has weights that can learn",
+        )
+        return chosen
+
+    def _freeze(self, model: keras.Model) -> None:
+        """Leaves only the chosen layers as trainable as they are."""
+        if self.layers is None:
+            return
+        chosen, layers = self._chosen(model), all_layers(model)
+        holds = [any(inner in chosen for inner in layer._flatten_layers()) for layer in layers]
+        _set_trainable(layers, [layer.trainable and kept for layer, kept in zip(layers, holds, strict=True)])
+        for layer in layers:
+            if layer not in chosen:
+                # Its own, where a layer inside it learns.
+                for variable in layer._trainable_variables:
+                    variable.trainable = False
 
 
-def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers that hold no others: what a container is told, it tells all that it holds."""
-    return [layer for layer in all_layers(model) if len(list(layer._flatten_layers(include_self=False))) == 0]
+def _set_trainable(layers: Sequence[keras.layers.Layer], values: Sequence[bool]) -> None:
+    # A layer tells all inside it; these come after it, and are told last.
+    for layer, value in zip(layers, values, strict=True):
+        layer.trainable = value
 
 
 def validate_training(work: Work, epochs: int, fit: Fit) -> None:
