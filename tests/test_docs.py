@@ -147,6 +147,16 @@ def flags_of(capsys):
     return flags
 
 
+def test_recipes_and_benchmarks_share_one_process(monkeypatch):
+    # One of them asks tf.keras for Keras 2.
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")
+    paths = [path for path in (ROOT / "recipes").rglob("*.py") if not path.name.startswith("_")]
+    assert len(paths) > 15
+    # absl refuses a flag that two modules define.
+    for path in paths:
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
 def run_blocks(text, name, names, monkeypatch):
     """Runs the Python of a document as a module with some names in it; errors tell the document's lines."""
     module = types.ModuleType(re.sub(r"\W", "_", name))

@@ -1,6 +1,6 @@
 """Throughput of augmentations against Keras' layers and hand-written tf.image, and against decoding a JPEG.
 
-    python -m recipes.benchmarks.augmentation --side=64 --rounds=7
+    python -m recipes.benchmarks.augmentation --side=64 --rounds=9
 
 All in one process, on the same images and the same threads, in turns; medians.
 """
@@ -16,13 +16,13 @@ import rich.table
 import tensorflow as tf
 from absl import app, flags
 
+from recipes.benchmarks.rounds import ROUNDS
 from tfopt import augment
 from tfopt.report import describe_environment
 
 _SIDE = flags.DEFINE_integer("side", 64, "Height and width of the images.", lower_bound=8)
 _BATCH = flags.DEFINE_integer("batch", 128, "Images a batch.", lower_bound=1)
 _BATCHES = flags.DEFINE_integer("batches", 8, "Batches in a turn.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often the variants take turns.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 1, "Threads of the pipeline.", lower_bound=1)
 
 Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -109,7 +109,7 @@ def main(_: list[str]) -> None:
     measured: dict[str, list[float]] = {name: [] for name in pipelines}
     for batches in pipelines.values():
         seconds(batches)
-    for _round in range(_ROUNDS.value):
+    for _round in range(ROUNDS.value):
         for name, batches in pipelines.items():
             measured[name].append(seconds(batches))
     each = {name: statistics.median(times) / (count * _BATCHES.value) * 1e6 for name, times in measured.items()}

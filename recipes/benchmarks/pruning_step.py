@@ -22,7 +22,8 @@ import tf_keras
 from absl import app
 
 import tfopt
-from recipes.benchmarks.step_models import BATCHES, CLASSES, MODELS, ROUNDS, SHAPES, STEPS
+from recipes.benchmarks.rounds import ROUNDS
+from recipes.benchmarks.step_models import BATCHES, CLASSES, MODELS, SHAPES, STEPS
 from tfopt.report import describe_environment
 
 # Masks are renewed every ten steps: ten times as often as by TFMOT's default.

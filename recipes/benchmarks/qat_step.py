@@ -27,7 +27,8 @@ import tf_keras
 from absl import app, flags
 
 import tfopt
-from recipes.benchmarks.step_models import BATCHES, CLASSES, MODELS, ROUNDS, SHAPES, STEPS
+from recipes.benchmarks.rounds import ROUNDS
+from recipes.benchmarks.step_models import BATCHES, CLASSES, MODELS, SHAPES, STEPS
 from tfopt.report import describe_environment
 
 _MODELS = flags.DEFINE_list("networks", ["ds_cnn", "mobilenet_v2"], "Which models.")

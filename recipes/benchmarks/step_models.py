@@ -5,7 +5,6 @@ from typing import Any
 
 from absl import flags
 
-ROUNDS = flags.DEFINE_integer("rounds", 9, "How often the variants take turns.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 20, "Training steps in a turn.", lower_bound=1)
 
 SHAPES = {"ds_cnn": (28, 28, 1), "mobilenet_v2": (96, 96, 3)}
