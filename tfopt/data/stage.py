@@ -41,11 +41,26 @@ class LoadTFDS(Stage):
 
     def validate(self, work: Work) -> Work:
         """Finds the set and looks at its features."""
-        return work.replace(data=_load(self, work.seed))
+        return work.replace(data=self._load(work.seed))
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Loads the set."""
-        return _loaded(work, _load(self, work.seed), "examples", "examples")
+        return _loaded(work, self._load(work.seed), "examples", "examples")
+
+    def _load(self, seed: int) -> Data:
+        return _once(
+            self,
+            seed,
+            lambda: from_tfds(
+                self.dataset,
+                self.data_dir,
+                batch_size=self.batch_size,
+                validation_fraction=self.validation_fraction,
+                value_range=self.value_range,
+                seed=seed,
+                download=self.download,
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -76,26 +91,28 @@ class LoadFolder(Stage):
 
     def validate(self, work: Work) -> Work:
         """Looks at every file."""
-        return work.replace(data=_load_folder(self, work.seed))
+        return work.replace(data=self._load(work.seed))
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Loads the images."""
-        return _loaded(work, _load_folder(self, work.seed), "images", "files")
+        return _loaded(work, self._load(work.seed), "images", "files")
 
-
-@functools.lru_cache(maxsize=1)
-def _load_folder(stage: LoadFolder, seed: int) -> Data:
-    return from_folder(
-        stage.path,
-        stage.image_size,
-        channels=stage.channels,
-        on_bad=stage.on_bad,
-        batch_size=stage.batch_size,
-        validation_fraction=stage.validation_fraction,
-        test_fraction=stage.validation_fraction,
-        value_range=stage.value_range,
-        seed=seed,
-    )
+    def _load(self, seed: int) -> Data:
+        return _once(
+            self,
+            seed,
+            lambda: from_folder(
+                self.path,
+                self.image_size,
+                channels=self.channels,
+                on_bad=self.on_bad,
+                batch_size=self.batch_size,
+                validation_fraction=self.validation_fraction,
+                test_fraction=self.validation_fraction,
+                value_range=self.value_range,
+                seed=seed,
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -123,14 +140,10 @@ class LoadData(Stage):
         return _loaded(work, self._load(work.seed), "examples", "examples")
 
     def _load(self, seed: int) -> Data:
-        key = repr((self, seed))
-        if key not in _kept:
-            _kept.clear()
-            data = self.source(**{"seed": seed, **self.options})
-            if not isinstance(data, Data):
-                raise TypeError(f"the source must return tfopt.Data, it returned {type(data).__name__}")
-            _kept[key] = data
-        return _kept[key]
+        data = _once(self, seed, lambda: self.source(**{"seed": seed, **self.options}))
+        if not isinstance(data, Data):
+            raise TypeError(f"the source must return tfopt.Data, it returned {type(data).__name__}")
+        return data
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -247,19 +260,25 @@ def _prepare(data: Data, steps: tuple[Preparation, ...], cache: bool) -> Data:
     return prepare(data, steps, cache=cache)
 
 
-# The data of the last `LoadData`, by what loaded them: for the same reason as `_load` keeps one set.
-_kept: dict[str, Data] = {}
+# What a stage of each type loaded last: the validation of a chain and the run after it share the data and their caches.
+_kept: dict[type[Stage], tuple[Stage, int, Data]] = {}
 
 
-# One set is kept, so that the validation of a chain and the run after it share its cache.
-@functools.lru_cache(maxsize=1)
-def _load(stage: LoadTFDS, seed: int) -> Data:
-    return from_tfds(
-        stage.dataset,
-        stage.data_dir,
-        batch_size=stage.batch_size,
-        validation_fraction=stage.validation_fraction,
-        value_range=stage.value_range,
-        seed=seed,
-        download=stage.download,
-    )
+def _once(stage: Stage, seed: int, load: Callable[[], Data]) -> Data:
+    before, its_seed, data = _kept.get(type(stage), (None, None, None))
+    if data is None or seed != its_seed or not _same(stage, before):
+        # One set at a time is in memory.
+        _kept.pop(type(stage), None)
+        data = load()
+        _kept[type(stage)] = stage, seed, data
+    return data
+
+
+def _same(stage: Stage, other: Stage | None) -> bool:
+    if stage is other:
+        return True
+    try:
+        return hash(stage) == hash(other) and stage == other
+    except TypeError:
+        # Options in a mapping, where arrays may be: these are equal only if they are the same.
+        return False
