@@ -108,7 +108,7 @@ def profile(data: Data, batches: int = 20, rounds: int = 3) -> Profile:
     for _ in range(rounds + 1):
         times = [_seconds_inside(part) for part in parts.values()]
         turns.append([*times, _seconds_outside(batches_made)])
-    # The first turn fills caches and starts threads.
+    # The first turn starts threads.
     medians = [statistics.median(times) * 1000 / count for times in zip(*turns[1:], strict=True)]
     added = [max(0.0, now - before) for before, now in itertools.pairwise([0.0, *medians])]
     return Profile(dict(zip([*parts, "transfer"], added, strict=True)), data.batch_size)
