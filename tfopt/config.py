@@ -1,8 +1,9 @@
 """Configuration as frozen dataclasses whose repr is the call that makes them."""
 
 import dataclasses
+import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -59,6 +60,21 @@ def require(condition: bool, message: str) -> None:
     """
     if not condition:
         raise ValueError(message)
+
+
+def did_you_mean(name: Any, known: Iterable[str], most: int = 10) -> str:
+    """The end of a message about an unknown name: what is close to it, and what there is, where that is not too much.
+
+    >>> did_you_mean("txt", ["text", "label"])
+    'did you mean text? There are text, label'
+    >>> did_you_mean("image", map(str, range(100)), most=3)
+    'There are 0, 1, 2 and 97 more'
+    """
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, 1)
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    there = [] if near and more else [f"There are {', '.join(known[:most])}{more}"]
+    return " ".join([*(f"did you mean {each}?" for each in near), *there])
 
 
 def require_fraction(name: str, value: Any, *, one: bool = False) -> None:

@@ -1,9 +1,10 @@
 """Finding the variables of a Keras model that hold its weights, with the layers that own them."""
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import keras
+
+from tfopt.config import did_you_mean
 
 LayerSelection = Sequence[str] | Callable[[keras.Layer], bool] | None
 
@@ -46,7 +47,7 @@ def select_layers(model: keras.Model, layers: LayerSelection) -> list[keras.Laye
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
     >>> select_layers(model, ["haed"])
     Traceback (most recent call last):
-    ValueError: the model 'sequential...' has no layer 'haed'; did you mean 'head'?
+    ValueError: the model 'sequential...' has no layer 'haed'; did you mean 'head'? There are 'head'
     """
     every = all_layers(model)
     if layers is None:
@@ -56,19 +57,13 @@ def select_layers(model: keras.Model, layers: LayerSelection) -> list[keras.Laye
     else:
         if isinstance(layers, str):
             raise TypeError(f"layers must be a list of names or a predicate, received the string {layers!r}")
+        names = [layer.name for layer in every]
         for name in layers:
-            _require_name(model, name, [layer.name for layer in every])
+            if name not in names:
+                hint = did_you_mean(repr(name), map(repr, names))
+                raise ValueError(f"the model {model.name!r} has no layer {name!r}; {hint}")
         wanted = {id(inner) for layer in every if layer.name in layers for inner in layer._flatten_layers()}
         chosen = [layer for layer in every if id(layer) in wanted]
     if not chosen:
         raise ValueError(f"layers selects none of the {len(every)} layers of the model {model.name!r}")
     return chosen
-
-
-def _require_name(model: keras.Model, name: str, names: Iterable[str]) -> None:
-    names = list(names)
-    if name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}"
-    raise ValueError(f"the model {model.name!r} has no layer {name!r}; {hint}")

@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
-from tfopt.config import require
+from tfopt.config import did_you_mean, require
 from tfopt.data.dataset import Data, from_arrays
-from tfopt.data.labels import as_targets, did_you_mean
+from tfopt.data.labels import as_targets
 
 
 def from_hdf5(
@@ -111,7 +111,7 @@ def _find(path: pathlib.Path, file: Any, name: str) -> Any:
         return found
     known: list[str] = []
     file.visititems(lambda each, item: known.append(each) if isinstance(item, h5py.Dataset) else None)
-    raise ValueError(f"{path} has no array {name!r}{did_you_mean([name], known)}")
+    raise ValueError(f"{path} has no array {name!r}: {did_you_mean(name, known)}")
 
 
 def _type(path: pathlib.Path, name: str, array: Any) -> tf.DType:

@@ -1,12 +1,11 @@
 """Labels and targets as they are found in files, as the numbers that a model learns."""
 
-import difflib
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
-from tfopt.config import require
+from tfopt.config import did_you_mean, require
 
 Task = Literal["classification", "regression"]
 
@@ -62,17 +61,6 @@ def as_targets(
     names = tuple(class_names) or tuple(sorted(set(text)))
     place = {name: number for number, name in enumerate(names)}
     unknown = sorted(set(text) - set(place))
-    require(not unknown, f"the label {unknown[:1]} is none of the class_names{did_you_mean(unknown[:1], names)}")
+    if unknown:
+        raise ValueError(f"the label {unknown[:1]} is none of the class_names: {did_you_mean(unknown[0], names)}")
     return np.array([place[each] for each in text], "int64"), names
-
-
-def did_you_mean(names: Iterable[Any], known: Iterable[str]) -> str:
-    """The end of a message: what is close to the first name, or what there is.
-
-    >>> did_you_mean(["txt"], ["text", "label"])
-    ': did you mean text? There are text, label'
-    """
-    known = list(known)
-    near = [match for name in names for match in difflib.get_close_matches(str(name), known, 1)][:1]
-    hint = f" did you mean {near[0]}?" if near else ""
-    return f":{hint} There are {', '.join(known)}"

@@ -11,10 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from tfopt.config import require
+from tfopt.config import did_you_mean, require
 from tfopt.data.dataset import SPLITS, Data
 from tfopt.data.image import Images, cached, look_at
-from tfopt.data.labels import did_you_mean
 from tfopt.data.policy import Policy, check_policy
 from tfopt.data.split import draw
 
@@ -88,7 +87,7 @@ def from_tfrecord(
     images = None if image_size is None else Images(image_size, channels, value_range, cache)
     inputs = [x] if isinstance(x, str) else list(x)
     for name in (*inputs, y, *([groups] if groups else [])):
-        require(name in features, f"there is no feature {name!r}{did_you_mean([name], features)}")
+        require(name in features, f"there is no feature {name!r}: {did_you_mean(name, features)}")
     for name, feature in features.items():
         require(
             isinstance(feature, tf.io.FixedLenFeature),

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.config import require
+from tfopt.config import did_you_mean, require
 from tfopt.data.arrow import Table, read_table
 from tfopt.data.dataset import SPLITS, Data, from_arrays
 from tfopt.data.image import Images, look_at
-from tfopt.data.labels import Task, as_targets, did_you_mean
+from tfopt.data.labels import Task, as_targets
 from tfopt.data.policy import Policy, check_policy
 
 _SPLIT_NAMES = {
@@ -90,7 +90,7 @@ def from_table(
     parts = [each for each in (target, split, groups, *where) if each is not None]
     names = [each for each in table.columns if each not in parts] if features is None else list(features)
     for name in (*parts, *names):
-        require(name in table.columns, f"{path} has no column {name!r}{did_you_mean([name], table.columns)}")
+        require(name in table.columns, f"{path} has no column {name!r}: {did_you_mean(name, table.columns)}")
     require(bool(names), f"{path} has no columns of inputs beside {', '.join(parts)}")
     require(target not in names, f"the target {target!r} is among the features: the model would read it off")
     chosen = _chosen(path, table, where)

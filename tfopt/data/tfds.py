@@ -1,6 +1,5 @@
 """Image classification sets of TensorFlow Datasets, by name."""
 
-import difflib
 import itertools
 import os
 import pathlib
@@ -11,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfopt.config import require
+from tfopt.config import did_you_mean, require
 from tfopt.data.dataset import Data, hold_out, scaled_to
 from tfopt.data.digits import default_data_dir, prepare_digits
 
@@ -96,9 +95,8 @@ def _builder(tfds: Any, name: str, base: str, download: bool) -> Any:
     here = sorted(path.name for path in pathlib.Path(base).glob("*") if any(path.glob("**/dataset_info.json")))
     catalogue_name = plain.partition("/")[0]
     if catalogue_name not in known:
-        near = difflib.get_close_matches(catalogue_name, sorted(known | set(here) | {"digits"}), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"unknown dataset {name!r}{hint} (on disk in {base}: {', '.join(here) or 'none'})")
+        hint = did_you_mean(catalogue_name, sorted(known | set(here) | {"digits"}))
+        raise ValueError(f"unknown dataset {name!r}; {hint} (on disk in {base}: {', '.join(here) or 'none'})")
     if download:
         builder = tfds.builder(name, data_dir=base)
         _check_reachable(name, builder)

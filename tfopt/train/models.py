@@ -1,11 +1,12 @@
 """Small, efficient architectures, each a function of the input's shape and the number of classes."""
 
-import difflib
 import os
 import pathlib
 
 import keras
 from keras import layers
+
+from tfopt.config import did_you_mean
 
 # Keras' 0.99 wants thousands of steps before inference sees the statistics that training does.
 _MOMENTUM = 0.9
@@ -131,8 +132,7 @@ def transfer(
         make = getattr(keras.applications, str(base), None)
         if not callable(make):
             names = [name for name in dir(keras.applications) if name[0].isupper()]
-            near = difflib.get_close_matches(str(base), names, n=1) or names
-            raise ValueError(f"keras.applications has no network {base!r}; did you mean {' or '.join(near)}?")
+            raise ValueError(f"keras.applications has no network {base!r}; {did_you_mean(base, names)}")
         features = make(include_top=False, weights=weights, input_shape=input_shape, pooling="avg")
     x = layers.Dropout(dropout, name="head_dropout")(features.outputs[0])
     x = layers.Dense(classes, activation="softmax", name="probabilities")(x)
