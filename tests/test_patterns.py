@@ -60,6 +60,14 @@ def test_zeros_lie_in_the_pattern_and_are_as_many_as_asked(pattern, scores, spar
         assert not gone.any() or gone.all() or means[gone].max() <= means[~gone].min() + 1e-5
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "4x1"])
+def test_a_share_is_not_rounded_to_float32(pattern):
+    # 0.66 of 25 groups is 16.5, and round(16.5) is 16; in float32 0.66 is a little more.
+    rows = 25 * Pattern(pattern).block[0] if Pattern(pattern).block else 25
+    mask = mask_of(np.arange(rows, dtype="float32")[:, None], 0.66, pattern)
+    assert (mask == 0).sum() == Pattern(pattern).zero_count((rows, 1), 0.66) == rows * 16 // 25
+
+
 def _blocks(scores, high, wide):
     matrix = scores.reshape(-1, scores.shape[-1])
     starts = itertools.product(range(0, matrix.shape[0], high), range(0, matrix.shape[1], wide))

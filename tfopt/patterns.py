@@ -194,9 +194,13 @@ def _span(tensor: Any) -> Any:
 def _keep_highest(scores: Any, sparsity: Any) -> Any:
     """1 for all but the round(sparsity * size) lowest of a vector."""
     size = scores.shape[0]
-    removed = ops.cast(ops.round(ops.cast(sparsity, "float64") * size), "int32")
-    keep_by_rank = ops.cast(ops.arange(size, dtype="int32") >= removed, "float32")
+    keep_by_rank = ops.cast(ops.arange(size, dtype="int32") >= _removed(sparsity, size), "float32")
     return ops.scatter(ops.expand_dims(ops.argsort(scores), 1), keep_by_rank, (size,))
+
+
+def _removed(sparsity: Any, size: int) -> Any:
+    """round(sparsity * size), int32; not by ops.cast, which takes a Python number to float32 on its way."""
+    return ops.cast(ops.round(ops.convert_to_tensor(sparsity, "float64") * size), "int32")
 
 
 def _ratio_mask(scores: Any, sparsity: Any, size: int) -> Any:
@@ -205,7 +209,7 @@ def _ratio_mask(scores: Any, sparsity: Any, size: int) -> Any:
     # What is missing in the last group counts as removed.
     matrix = ops.pad(ops.reshape(scores, (rows, columns)), ((0, groups * size - rows), (0, 0)), constant_values=-np.inf)
     ranks = ops.argsort(ops.argsort(ops.reshape(matrix, (groups, size, columns)), axis=1), axis=1)
-    removed = ops.cast(ops.round(ops.cast(sparsity, "float64") * size), ranks.dtype)
+    removed = ops.cast(_removed(sparsity, size), ranks.dtype)
     keep = ops.reshape(ops.cast(ranks >= removed, "float32"), (groups * size, columns))
     return ops.reshape(keep[:rows], scores.shape)
 
