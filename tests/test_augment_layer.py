@@ -68,6 +68,15 @@ def test_every_augmentation_is_read_back():
     assert copy.augmentations == chain
 
 
+def test_a_model_asked_to_compile_with_xla_trains_without_it():
+    x, y = blobs(48)
+    model = keras.Sequential([keras.Input((8, 8, 2)), AugmentationLayer(CHAIN[:2]), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(3, activation="softmax"))
+    with pytest.warns(UserWarning, match="jit_compile"):
+        model.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"]).all()
+
+
 def test_what_it_cannot_do():
     with pytest.raises(TypeError, match="must be those of tfopt.augment"):
         AugmentationLayer([keras.layers.RandomFlip()])

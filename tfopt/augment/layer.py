@@ -43,6 +43,8 @@ class AugmentationLayer(keras.layers.Layer):
     ) -> None:
         # Bytes stay bytes.
         super().__init__(**{"autocast": False, **kwargs})
+        # XLA has no operations that sort images apart or move their pixels; Keras then compiles without it.
+        self.supports_jit = False
         for each in augmentations:
             if not isinstance(each, Augmentation):
                 raise TypeError(f"augmentations must be those of tfopt.augment, received {each!r}")
