@@ -100,6 +100,22 @@ def test_seeds_change_the_result(name):
     assert different == 1 if name == "resize" else different >= (4 if name == "flip" else 8)
 
 
+@pytest.mark.parametrize("wide", [7, 8, 22, 23, 40, 263, 300])
+def test_windows_are_where_their_seeds_say(wide):
+    x, seeds = np.random.default_rng(0).integers(0, 256, (30, 9, wide, 3)).astype("uint8"), np.arange(30)
+    made = augment.Crop(6, 7)(x, seeds)
+    assert made.shape == (30, 6, 7, 3)
+    top, left = integers(seeds, 0, 4).numpy(), integers(seeds, 1, wide - 6).numpy()
+    assert left.max() >= (wide - 6) // 2
+    for number, (row, column) in enumerate(zip(top, left, strict=True)):
+        assert np.array_equal(made[number], x[number, row : row + 6, column : column + 7])
+    of_unknown_size = tf.function(
+        augment.Crop(6, 7),
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8), tf.TensorSpec((None,), tf.int64)],
+    )
+    assert np.array_equal(of_unknown_size(x, seeds), made)
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.7])
 @pytest.mark.parametrize(
     ("ours", "theirs"),

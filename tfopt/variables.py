@@ -47,7 +47,7 @@ def select_layers(model: keras.Model, layers: LayerSelection) -> list[keras.Laye
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
     >>> select_layers(model, ["haed"])
     Traceback (most recent call last):
-    ValueError: the model 'sequential...' has no layer 'haed'; did you mean 'head'? There are 'head'
+    ValueError: the model 'sequential...' has no layer 'haed'; did you mean 'head'? There are ...
     """
     every = all_layers(model)
     if layers is None:

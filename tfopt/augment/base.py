@@ -124,7 +124,7 @@ def in_bytes(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.
 def switch(
     choice: tf.Tensor, images: tf.Tensor, branches: Sequence[Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
 ) -> tf.Tensor:
-    """Takes each image through one of several changes of the same shape.
+    """Takes each image through one of several changes to the same shape.
 
     Args:
       choice: int32, shape (n,): which.
@@ -135,5 +135,5 @@ def switch(
     parts = tf.dynamic_partition(images, choice, len(branches))
     made = [branch(part, place) for branch, part, place in zip(branches, parts, places, strict=True)]
     whole = tf.dynamic_stitch(places, made)
-    whole.set_shape(images.shape)
+    whole.set_shape(images.shape[:1].concatenate(made[0].shape[1:]))
     return whole

@@ -12,6 +12,9 @@ from tfopt.augment.seeds import integers, uniform
 from tfopt.augment.warp import matrices, warp
 from tfopt.config import require, require_fraction
 
+# Left edges of windows that are cut at a time.
+_EDGES = 16
+
 Interpolation = Literal["nearest", "bilinear"]
 
 
@@ -75,9 +78,9 @@ class Crop(Augmentation):
         shape = tf.shape(images)
         top = integers(seeds, 0, shape[1] - self.height + 1)
         left = integers(seeds, 1, shape[2] - self.width + 1)
-        cut = _windows(images, top, left, self.height, self.width)
-        cut.set_shape((None, self.height, self.width, images.shape[-1]))
-        return cut
+        if wide is None:
+            return _one_by_one(images, top, left, self.height, self.width)
+        return _windows(images, top, left, self.height, self.width, wide - self.width + 1)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -110,7 +113,7 @@ class PadCrop(Augmentation):
         padded = tf.pad(images, ((0, 0), around, around, (0, 0)), self.mode.upper())
         top, left = (integers(seeds, stream, 2 * self.pixels + 1) for stream in (0, 1))
         shape = tf.shape(images)
-        moved = _windows(padded, top, left, shape[1], shape[2])
+        moved = _windows(padded, top, left, shape[1], shape[2], 2 * self.pixels + 1)
         moved.set_shape(images.shape)
         return moved
 
@@ -274,23 +277,45 @@ def _mirrored(axis: int, images: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
 
 
 def _windows(
-    images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor
+    images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor, edges: int
 ) -> tf.Tensor:
     """A window of each image, at places of its own.
 
     Whole rows are quick to take, single pixels are not: so columns are cut from all images at once that have the same
-    left edge.
+    left edge. Where there are many edges, first to the neighbourhood of the edge, so that there are few at a time.
+
+    Args:
+      images: shape (n, h, w, c).
+      top: int32, shape (n,).
+      left: the same, below `edges`.
+      height: of a window.
+      width: of a window.
+      edges: how many left edges there are: w - width + 1.
     """
-    order = tf.argsort(left)
-    rows = tf.gather(top, order)[:, None] + tf.range(height)[None]
-    images = tf.gather(tf.gather(images, order), rows, axis=1, batch_dims=1)
-    edges, _, counts = tf.unique_with_counts(tf.gather(left, order))
-    ends, channels = tf.cumsum(counts), images.shape[-1]
-    parts = tf.TensorArray(images.dtype, tf.size(edges), infer_shape=False, element_shape=(None, None, None, channels))
+    rows = top[:, None] + tf.range(height)[None]
+    images = tf.gather(images, rows, axis=1, batch_dims=1)
+    while edges > 1:
+        step = 1
+        while edges > _EDGES * step:
+            step *= _EDGES
+        # The last neighbourhood begins earlier, so that it ends with the image.
+        starts = [min(start, edges - step) for start in range(0, edges, step)]
+        which = left // step
+        cuts = [functools.partial(_columns, start, start + width + step - 1) for start in starts]
+        images = switch(which, images, cuts)
+        left, edges = left - tf.gather(tf.constant(starts), which), step
+    return images
 
-    def cut(number: tf.Tensor, parts: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        end, edge = ends[number], edges[number]
-        return number + 1, parts.write(number, images[end - counts[number] : end, :, edge : edge + width])
 
-    _, parts = tf.while_loop(lambda number, parts: number < tf.size(edges), cut, (0, parts))
-    return tf.gather(parts.concat(), tf.argsort(order))
+def _one_by_one(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """The same where the width is not known before the images are there: single images, as a rule."""
+    shape = (height, width, images.shape[-1])
+    return tf.map_fn(
+        lambda each: tf.slice(each[0], (each[1], each[2], 0), shape),
+        (images, top, left),
+        fn_output_signature=tf.TensorSpec(shape, images.dtype),
+    )
+
+
+def _columns(first: int, last: int | tf.Tensor, images: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    return images[:, :, first:last]
