@@ -16,7 +16,7 @@ from tfopt import augment
 from tfopt.augment import tone
 from tfopt.augment.base import in_float
 from tfopt.augment.policies import CHANGES, Ranges, change
-from tfopt.augment.seeds import fold, integers, uniform
+from tfopt.augment.seeds import fold, integers, uniform, uniforms
 from tfopt.augment.warp import matrices, warp
 
 OPERATIONS = {
@@ -98,6 +98,13 @@ def test_seeds_change_the_result(name):
     made = OPERATIONS[name](x, np.arange(40)).numpy()
     different = len({each.tobytes() for each in made})
     assert different == 1 if name == "resize" else different >= (4 if name == "flip" else 8)
+
+
+def test_graphs_draw_the_same_numbers():
+    seeds, ranges = tf.constant([3, -9], tf.int64), ((0, 1), (-2, 2), (0, 5))
+    alone = [uniform(seeds, stream, *limits) for stream, limits in enumerate(ranges)]
+    for each in (uniforms(seeds, *ranges), tf.function(lambda x: uniforms(x, *ranges))(seeds)):
+        np.testing.assert_array_equal(tf.stack(each), tf.stack(alone))
 
 
 @pytest.mark.parametrize("wide", [7, 8, 22, 23, 40, 263, 300])

@@ -2,7 +2,7 @@
 
     python -m recipes.benchmarks.augmentation --side=64 --rounds=9
 
-All in one process, on the same images and the same threads, in turns; medians.
+All in one process, on the same images and the same threads, in turns: medians of times, and of the ratios of each turn.
 """
 
 import statistics
@@ -23,6 +23,7 @@ from tfopt.report import describe_environment
 _SIDE = flags.DEFINE_integer("side", 64, "Height and width of the images.", lower_bound=8)
 _BATCH = flags.DEFINE_integer("batch", 128, "Images a batch.", lower_bound=1)
 _BATCHES = flags.DEFINE_integer("batches", 8, "Batches in a turn.", lower_bound=1)
+_FLOAT = flags.DEFINE_bool("float", False, "Images as float32 in [0, 1] in place of uint8.")
 _THREADS = flags.DEFINE_integer("threads", 1, "Threads of the pipeline.", lower_bound=1)
 
 Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -32,7 +33,7 @@ def by_hand(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
     """Four operations on each image, as tutorials write them with stateless tf.image."""
 
     def one(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        image, seed = tf.cast(pair[0], tf.float32) / 255.0, tf.stack([tf.cast(pair[1], tf.int32), 0])
+        image, seed = tf.image.convert_image_dtype(pair[0], tf.float32), tf.stack([tf.cast(pair[1], tf.int32), 0])
         image = tf.image.stateless_random_flip_left_right(image, seed)
         image = tf.image.stateless_random_brightness(image, 0.2, seed)
         image = tf.image.stateless_random_contrast(image, 0.8, 1.2, seed)
@@ -48,7 +49,7 @@ def of_keras(layer: keras.layers.Layer) -> Change:
 
 def variants(side: int) -> dict[str, tuple[Change, Change | None]]:
     """By operation, ours and the one to compare with."""
-    layers, high = keras.layers, {"value_range": (0, 255)}
+    layers, high = keras.layers, {"value_range": (0, 1) if _FLOAT.value else (0, 255)}
     four = (augment.Flip(), augment.Brightness(), augment.Contrast(), augment.Saturation())
     kept = side * 7 // 8
     return {
@@ -75,7 +76,7 @@ def variants(side: int) -> dict[str, tuple[Change, Change | None]]:
 def pipeline(images: np.ndarray, change: Change, threads: int) -> tf.data.Dataset:
     """Batches through a change, on so many threads."""
     seeds = np.arange(len(images), dtype="int64")
-    batches = tf.data.Dataset.from_tensors((images, seeds)).repeat(_BATCHES.value)
+    batches = tf.data.Dataset.from_tensors((images, seeds)).repeat(_BATCHES.value + 1)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
@@ -83,11 +84,14 @@ def pipeline(images: np.ndarray, change: Change, threads: int) -> tf.data.Datase
 
 
 def seconds(batches: tf.data.Dataset) -> float:
-    """How long one pass takes."""
-    started = time.perf_counter()
-    for each in batches:
+    """How long an element takes, without the first: an epoch has one start and many batches."""
+    elements = iter(batches)
+    next(elements)
+    started, count = time.perf_counter(), 0
+    for each in elements:
+        count += 1
         del each
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) / count
 
 
 def main(_: list[str]) -> None:
@@ -96,6 +100,7 @@ def main(_: list[str]) -> None:
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, side // 8, side // 8, 3)).astype("uint8")
     images = tf.cast(tf.image.resize(coarse, (side, side), "bicubic"), tf.uint8).numpy()
+    shown = (images / 255.0).astype("float32") if _FLOAT.value else images
     encoded = np.array([tf.io.encode_jpeg(each).numpy() for each in images])
     jpegs = tf.data.Dataset.from_tensor_slices(encoded).repeat(_BATCHES.value)
     options = tf.data.Options()
@@ -105,25 +110,29 @@ def main(_: list[str]) -> None:
     for name, pair in variants(side).items():
         for who, change in zip(("ours", "theirs"), pair, strict=True):
             if change is not None:
-                pipelines[f"{name}/{who}"] = pipeline(images, change, _THREADS.value)
+                pipelines[f"{name}/{who}"] = pipeline(shown, change, _THREADS.value)
     measured: dict[str, list[float]] = {name: [] for name in pipelines}
     for batches in pipelines.values():
         seconds(batches)
     for _round in range(ROUNDS.value):
         for name, batches in pipelines.items():
             measured[name].append(seconds(batches))
-    each = {name: statistics.median(times) / (count * _BATCHES.value) * 1e6 for name, times in measured.items()}
+    each = {name: statistics.median(times) / count * 1e6 for name, times in measured.items()}
+    each["jpeg"] *= count
     table = rich.table.Table(
         "augmentation", "µs an image", "of a JPEG's decoding", "Keras or tf.image, µs", "times as fast"
     )
     for name in variants(side):
-        ours, theirs = each[f"{name}/ours"], each.get(f"{name}/theirs")
-        compared = ("", "") if theirs is None else (f"{theirs:.1f}", f"{theirs / ours:.1f}")
+        ours, compared = each[f"{name}/ours"], ("", "")
+        if (theirs := f"{name}/theirs") in each:
+            # Of neighbours in time: the machine is not as fast in every turn.
+            ratio = statistics.median(np.divide(measured[theirs], measured[f"{name}/ours"]))
+            compared = f"{each[theirs]:.1f}", f"{ratio:.2f}"
         table.add_row(name, f"{ours:.1f}", f"{ours / each['jpeg']:.2f}", *compared)
     console = rich.console.Console()
     console.print(table)
     console.print(
-        f"{side} x {side} x 3 uint8, decoding {each['jpeg']:.1f} µs; {_THREADS.value} thread(s), "
+        f"{side} x {side} x 3 {shown.dtype}, decoding {each['jpeg']:.1f} µs; {_THREADS.value} thread(s), "
         f"{describe_environment()['cpu']}"
     )
 

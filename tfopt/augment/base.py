@@ -103,15 +103,33 @@ def highest(images: tf.Tensor) -> float:
     return 255.0 if images.dtype == tf.uint8 else 1.0
 
 
-def in_float(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """A change computed in float32, cut to the range and rounded to the type of the images."""
-    return like(images, tf.clip_by_value(change(tf.cast(images, tf.float32)), 0.0, highest(images)))
+def in_float(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor], negative: bool = True) -> tf.Tensor:
+    """A change computed in float32, cut to the range and rounded to the type of the images.
+
+    Args:
+      images: uint8 or float32.
+      change: of float32.
+      negative: whether it can lead below 0; if not, a pass is saved.
+    """
+    made = tf.minimum(change(tf.cast(images, tf.float32)), highest(images))
+    return like(images, tf.maximum(made, 0.0) if negative else made)
 
 
 def like(images: tf.Tensor, made: tf.Tensor) -> tf.Tensor:
     """Values in the images' range, rounded (halves up) to their type."""
     # The cast cuts off: of what is not negative, that is the floor.
     return tf.cast(made + 0.5, tf.uint8) if images.dtype == tf.uint8 else made
+
+
+def in_means(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """A change to weighted means of pixels, computed in float32 and rounded (halves up) to the type of the images."""
+    if images.dtype != tf.uint8:
+        return change(images)
+    # One pass makes floats that are higher by a half, as their means then are: to cut these off is to round.
+    raised = tf.raw_ops.Dequantize(
+        input=tf.bitcast(images, tf.quint8), min_range=0.5, max_range=255.5, mode="MIN_COMBINED"
+    )
+    return tf.cast(change(raised), tf.uint8)
 
 
 def in_bytes(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:

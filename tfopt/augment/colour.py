@@ -1,6 +1,7 @@
 """Augmentations of colour and light."""
 
 import dataclasses
+from typing import ClassVar
 
 import tensorflow as tf
 
@@ -15,6 +16,7 @@ class _Factor(Augmentation):
     """A change by a factor that is drawn from [1 - amount, 1 + amount]."""
 
     amount: float = 0.2
+    _negative: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_fraction("amount", self.amount, one=True)
@@ -22,7 +24,7 @@ class _Factor(Augmentation):
     def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """Changes a batch."""
         factors = uniform(seeds, 0, 1.0 - self.amount, 1.0 + self.amount)
-        return in_float(images, lambda x: self._change(x, factors))
+        return in_float(images, lambda x: self._change(x, factors), self._negative)
 
     def _change(self, x: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
         """What the factors do to images in float."""
@@ -40,6 +42,8 @@ class Brightness(_Factor):
     >>> Brightness(0.0)(np.full((1, 1, 3), 7, "uint8"), 0).numpy().ravel()
     array([7, 7, 7], dtype=uint8)
     """
+
+    _negative: ClassVar[bool] = False
 
     def _change(self, x: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
         return tone.brighten(x, factors)
@@ -101,7 +105,7 @@ class Hue(Augmentation):
         """Changes a batch."""
         require(images.shape[-1] == 3, f"Hue takes images of red, green and blue, received shape {images.shape}")
         turn = uniform(seeds, 0, -self.amount, self.amount)
-        return in_float(images, lambda x: tone.shift_hue(x, turn))
+        return in_float(images, lambda x: tone.shift_hue(x, turn), negative=False)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

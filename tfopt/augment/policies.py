@@ -222,6 +222,6 @@ class AugMix(Augmentation):
             each = tf.split(tf.cast(chained(current), tf.float32), self.width)
             mixture = tf.add_n([part * weights[:, i, None, None, None] for i, part in enumerate(each)])
             share = uniform(seeds, 2)
-            return in_float(current, lambda x: tone.blend(x, mixture, share))
+            return in_float(current, lambda x: tone.blend(x, mixture, share), negative=False)
 
         return in_bytes(images, mixed)

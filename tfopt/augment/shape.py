@@ -7,8 +7,8 @@ from typing import Literal
 
 import tensorflow as tf
 
-from tfopt.augment.base import Augmentation, highest, like, switch
-from tfopt.augment.seeds import integers, uniform
+from tfopt.augment.base import Augmentation, in_float, in_means, switch
+from tfopt.augment.seeds import below, uniform, uniforms
 from tfopt.augment.warp import matrices, warp
 from tfopt.config import require, require_fraction
 
@@ -76,11 +76,13 @@ class Crop(Augmentation):
             f"{self} is larger than images of {high} x {wide}: pad or resize them first",
         )
         shape = tf.shape(images)
-        top = integers(seeds, 0, shape[1] - self.height + 1)
-        left = integers(seeds, 1, shape[2] - self.width + 1)
+        top, left = uniforms(seeds, (0, 1), (0, 1))
+        top, left = below(top, shape[1] - self.height + 1), below(left, shape[2] - self.width + 1)
         if wide is None:
             return _one_by_one(images, top, left, self.height, self.width)
-        return _windows(images, top, left, self.height, self.width, wide - self.width + 1)
+        cut = _windows(images, top, left, self.height, self.width, wide - self.width + 1)
+        cut.set_shape((images.shape[0], self.height, self.width, images.shape[-1]))
+        return cut
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -111,7 +113,7 @@ class PadCrop(Augmentation):
             return images
         around = (self.pixels, self.pixels)
         padded = tf.pad(images, ((0, 0), around, around, (0, 0)), self.mode.upper())
-        top, left = (integers(seeds, stream, 2 * self.pixels + 1) for stream in (0, 1))
+        top, left = (below(each, 2 * self.pixels + 1) for each in uniforms(seeds, (0, 1), (0, 1)))
         shape = tf.shape(images)
         moved = _windows(padded, top, left, shape[1], shape[2], 2 * self.pixels + 1)
         moved.set_shape(images.shape)
@@ -146,12 +148,14 @@ class Resize(Augmentation):
 
     def apply(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """Resizes a batch."""
-        made = tf.image.resize(images, (self.height, self.width), self.method, antialias=self.antialias)
+
+        def resized(pixels: tf.Tensor) -> tf.Tensor:
+            return tf.image.resize(pixels, (self.height, self.width), self.method, antialias=self.antialias)
+
         if self.method == "nearest":
-            return made
-        if self.method not in ("bilinear", "area"):
-            made = tf.clip_by_value(made, 0.0, highest(images))
-        return like(images, made)
+            return resized(images)
+        # The others go beyond the range.
+        return (in_means if self.method in ("bilinear", "area") else in_float)(images, resized)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -200,18 +204,14 @@ class Affine(Augmentation):
         size = shape[1], shape[2]
         tangent = math.tan(math.radians(self.shear))
 
-        def drawn(stream: int, limit: float) -> tf.Tensor | float:
-            return uniform(seeds, stream, -limit, limit) if limit else 0.0
-
+        limits = (self.degrees, tangent, tangent, self.shift, self.shift)
+        degrees, across, along, right, down, zoom = uniforms(seeds, *((-limit, limit) for limit in limits), self.zoom)
         transforms = matrices(
             size,
-            drawn(0, self.degrees),
-            (drawn(1, tangent), drawn(2, tangent)),
-            (
-                drawn(3, self.shift) * tf.cast(size[1], tf.float32),
-                drawn(4, self.shift) * tf.cast(size[0], tf.float32),
-            ),
-            uniform(seeds, 5, *self.zoom),
+            degrees,
+            (across, along),
+            (right * tf.cast(size[1], tf.float32), down * tf.cast(size[0], tf.float32)),
+            zoom,
         )
         return warp(images, transforms, self.interpolation, self.fill)
 
@@ -253,14 +253,14 @@ class Erase(Augmentation):
         """Erases a rectangle of each image of a batch."""
         shape = tf.shape(images)
         high, wide = tf.cast(shape[1], tf.float32), tf.cast(shape[2], tf.float32)
-        area = uniform(seeds, 0, *self.area) * high * wide
         # Even in the logarithm, so that tall and wide ones are as many.
-        ratio = tf.exp(uniform(seeds, 1, math.log(self.ratio[0]), math.log(self.ratio[1])))
+        ratios = math.log(self.ratio[0]), math.log(self.ratio[1])
+        area, ratio, top, left, chosen = uniforms(seeds, self.area, ratios, (0, 1), (0, 1), (0, 1))
+        area, ratio = area * high * wide, tf.exp(ratio)
         height = tf.minimum(tf.round(tf.sqrt(area * ratio)), high)
         width = tf.minimum(tf.round(tf.sqrt(area / ratio)), wide)
-        top = tf.floor(uniform(seeds, 2) * (high - height + 1.0))
-        left = tf.floor(uniform(seeds, 3) * (wide - width + 1.0))
-        height = tf.where(uniform(seeds, 4) < self.probability, height, 0.0)
+        top, left = tf.floor(top * (high - height + 1.0)), tf.floor(left * (wide - width + 1.0))
+        height = tf.where(chosen < self.probability, height, 0.0)
         rows, columns = tf.range(high)[None], tf.range(wide)[None]
         in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
         in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
@@ -292,10 +292,8 @@ def _windows(
       width: of a window.
       edges: how many left edges there are: w - width + 1.
     """
-    rows = top[:, None] + tf.range(height)[None]
-    images = tf.gather(images, rows, axis=1, batch_dims=1)
-    while edges > 1:
-        step = 1
+    while edges > _EDGES:
+        step = _EDGES
         while edges > _EDGES * step:
             step *= _EDGES
         # The last neighbourhood begins earlier, so that it ends with the image.
@@ -304,7 +302,14 @@ def _windows(
         cuts = [functools.partial(_columns, start, start + width + step - 1) for start in starts]
         images = switch(which, images, cuts)
         left, edges = left - tf.gather(tf.constant(starts), which), step
-    return images
+    count, high, wide, _ = tf.unstack(tf.shape(images))
+    rows, first = tf.reshape(images, (-1, wide, images.shape[-1])), tf.range(count) * high + top
+    places = tf.dynamic_partition(tf.range(count), left, edges)
+    parts = [
+        tf.gather(rows, tf.gather(first, place)[:, None] + tf.range(height))[:, :, edge : edge + width]
+        for edge, place in enumerate(places)
+    ]
+    return tf.dynamic_stitch(places, parts)
 
 
 def _one_by_one(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, height: int, width: int) -> tf.Tensor:
