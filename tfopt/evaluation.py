@@ -15,9 +15,11 @@ def evaluate(model: keras.Model, data: Data, split: Split = "test") -> dict[str,
     >>> sorted(evaluate(model, from_arrays((np.ones((20, 2)), np.arange(20) % 2))))
     ['accuracy', 'loss']
     """
-    from tfopt.train.task import task_of
+    from tfopt.train.task import build_state, task_of
 
     # Not "auto": Keras would take XLA, which is many times slower on a CPU.
     task_of(model, data).compile(model, jit_compile=False)
-    metrics = model.evaluate(data.batches(split), verbose=0, return_dict=True)
+    batches = data.batches(split)
+    build_state(model, batches)
+    metrics = model.evaluate(batches, verbose=0, return_dict=True)
     return {name: float(value) for name, value in metrics.items()}

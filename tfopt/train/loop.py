@@ -13,7 +13,7 @@ from tfopt.progress import current_bar
 from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
 from tfopt.train.fit import Fit
 from tfopt.train.precision import computes_in, to_policy
-from tfopt.train.task import task_of
+from tfopt.train.task import build_state, task_of
 
 
 def train(
@@ -53,7 +53,10 @@ def train(
             jit_compile=fit.uses_xla(),
             steps_per_execution=fit.steps_per_execution,
         )
-        trainee.optimizer.build(trainee.trainable_variables)
+        epoch = tf.Variable(0, dtype=tf.int64)
+        # Finite batches, one set an epoch: of an endless stream, steps_per_execution would take too many.
+        batches = data.training_batches(epoch)
+        build_state(trainee, batches)
         logs = str(folder.parent / "tensorboard" / label)
         boards = [keras.callbacks.TensorBoard(logs)] if fit.tensorboard else []
         stop = [StopEarly(fit.early_stopping)] if fit.early_stopping else []
@@ -63,11 +66,9 @@ def train(
         over = any(each.stopped for each in stop)
         bar = current_bar(epochs * steps)
         bar.update(first * steps, f"continued after epoch {first}" if first else None)
-        # Finite batches, one set an epoch: of an endless stream, steps_per_execution would take too many.
-        epoch = tf.Variable(first, dtype=tf.int64)
         set_epoch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda number, logs: epoch.assign(number))
         trainee.fit(
-            data.training_batches(epoch),
+            batches,
             epochs=epochs,
             # A training that was over is ended once more: callbacks do their last part there.
             initial_epoch=epochs if over else first,

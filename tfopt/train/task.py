@@ -29,6 +29,11 @@ class Task:
         model.compile(optimizer=optimizer, **own, **options)
 
 
+def build_state(model: keras.Model, batches: tf.data.Dataset) -> None:
+    """Makes the variables of a compiled model's optimizer and metrics: a step that has to make them is traced twice."""
+    model._symbolic_build(data_batch=batches.element_spec)
+
+
 def task_of(model: keras.Model, data: Data) -> Task:
     """The model's own loss and metrics where it is compiled, else those of the data's kind of task.
 
