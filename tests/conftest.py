@@ -26,6 +26,12 @@ gc.freeze()
 CLASSES = 3
 
 
+def quick(names, *chosen):
+    """Parameters: the chosen ones, and all others for the slow tests, where they share their code with a chosen one."""
+    assert set(chosen) <= set(names)
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in chosen), id=str(name)) for name in names]
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageEnhance, ImageOps
 
 import tfopt
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, quick, small_model
 from tfopt import augment
 from tfopt.augment import tone
 from tfopt.augment.base import in_float
@@ -241,7 +241,7 @@ def mapped(operation, **options):
     return [y.numpy() for y in x.enumerate().map(lambda i, each: operation(each, fold(i, 9)), **options)]
 
 
-@pytest.mark.parametrize("name", ["rand", pytest.param("augmix", marks=pytest.mark.slow), "affine"])
+@pytest.mark.parametrize("name", quick(["rand", "augmix", "affine"], "rand", "affine"))
 def test_parallel_maps_give_what_sequential_ones_do(name):
     one, eight = (mapped(OPERATIONS[name], **each) for each in ({}, {"num_parallel_calls": 8}))
     assert all(np.array_equal(a, b) for a, b in zip(one, eight, strict=True))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import tfopt
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, quick, small_model
 from tests.test_patterns import weights_in
 from tfopt.cluster.centroids import first_centroids, nearest
 
@@ -83,7 +83,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", quick(WAYS, "plain", "xla", "refresh"))
 def test_few_values_at_every_step_and_they_learn(way):
     model, callback, seen, losses = clustered(**WAYS[way])
     assert all(count <= 8 for step in seen for count in step)
@@ -116,6 +116,7 @@ def test_a_refresh_lets_weights_change_their_cluster():
     assert not np.array_equal(members(0), members(2))
 
 
+@pytest.mark.slow
 def test_steps_per_execution_changes_nothing():
     plain, *_ = clustered(refresh=5)
     several, *_ = clustered(refresh=5, compiling={"steps_per_execution": 5})

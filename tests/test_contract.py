@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tests.conftest import small_model
+from tests.conftest import quick, small_model
 from tfopt.train import models  # noqa: F401 - named in the reprs of stages
 
 FIT = tfopt.Fit(learning_rate=3e-3)
@@ -58,11 +58,6 @@ def test_every_stage_has_a_row():
     assert {each.__name__ for each in public} - {"Stage"} == set(STAGES)
 
 
-def rows(names, quick):
-    """Parameters: of stages that share their code with a quick one, and of slow ones, the slow tests are enough."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in names]
-
-
 @pytest.fixture(params=STAGES)
 def row(request, tmp_path, monkeypatch, digits_dir):
     """A row; files that stages name are in the working directory."""
@@ -106,7 +101,9 @@ def test_validate_changes_nothing(row, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row", rows(STAGES, set(STAGES) - {"Benchmark", "AnalyzeSensitivity", "PruneChannels", "Cluster"}), indirect=True
+    "row",
+    quick(STAGES, *(set(STAGES) - {"Benchmark", "AnalyzeSensitivity", "PruneChannels", "Cluster"})),
+    indirect=True,
 )
 def test_result_resume_and_reload(row, data, tmp_path):
     stages = [*row.before, row.stage]
@@ -131,9 +128,9 @@ def test_result_resume_and_reload(row, data, tmp_path):
 # A second training changes the weights: that is its purpose.
 @pytest.mark.parametrize(
     "row",
-    rows(
+    quick(
         [name for name, each in STAGES.items() if each.idempotent],
-        ("LoadTFDS", "LoadFolder", "LoadData", "Prepare", "Clean", "Augment", "Build", "LoadModel", "ExportTFLite"),
+        *("LoadTFDS", "LoadFolder", "LoadData", "Prepare", "Clean", "Augment", "Build", "LoadModel"),
     ),
     indirect=True,
 )
@@ -153,10 +150,10 @@ def trained_by(stage, data, folder, **fit):
     return work.report.stages[-1].history["loss"], work
 
 
-TRAINING = rows([name for name, each in STAGES.items() if each.trains], ("Train", "QuantizeAware"))
+TRAINING = [name for name, each in STAGES.items() if each.trains]
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", quick(TRAINING, "Train"))
 def test_steps_per_execution_trains_equally(name, data, tmp_path):
     stage = STAGES[name].stage
     plain, _ = trained_by(stage, data, tmp_path / "plain")
@@ -177,7 +174,7 @@ def test_xla_trains_equally(name, data, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", quick(TRAINING, "Train", "QuantizeAware"))
 def test_mixed_precision_keeps_every_promise(name, precision, data, tmp_path):
     losses, work = trained_by(STAGES[name].stage, data, tmp_path, precision=precision)
     assert losses[-1] < losses[0]
@@ -185,7 +182,7 @@ def test_mixed_precision_keeps_every_promise(name, precision, data, tmp_path):
     assert {each.compute_dtype for each in work.model.layers} == {"float32"}
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", quick(TRAINING, "Train"))
 def test_a_crash_in_the_middle_changes_nothing(name, data, tmp_path, monkeypatch):
     stage = STAGES[name].stage
     whole = tfopt.run([stage], start(data, tmp_path / "whole"))

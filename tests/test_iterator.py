@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
+from tests.conftest import quick
 from tests.test_augment import OPERATIONS
 from tfopt.data.pipeline import Pipeline
 
@@ -42,11 +43,9 @@ def resumed(batches, path):
 
 
 # All draw from the same seeds: these have every kind of operation.
-QUICK = {"flip", "pad_crop", "affine", "rand"}
-AUGMENTED = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in OPERATIONS]
 
 
-@pytest.mark.parametrize("name", AUGMENTED)
+@pytest.mark.parametrize("name", quick(OPERATIONS, "pad_crop", "rand"))
 def test_every_augmentation(name, tmp_path):
     sequential = images(augment=(OPERATIONS[name],), transform=one_size, pipeline=Pipeline(threads=1))
     parallel = dataclasses.replace(sequential, pipeline=Pipeline(threads=8))
@@ -68,8 +67,8 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("shuffled", ["training_batches", pytest.param("train", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("shuffled", quick(["training_batches", "train"], "training_batches"))
+@pytest.mark.parametrize("name", quick(SOURCES, "arrays", "files"))
 def test_every_source(name, shuffled, tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (50, 8, 10, 3)).astype("uint8")
     np.save(tmp_path / "x.npy", x)

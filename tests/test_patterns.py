@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import tfopt
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, quick, small_model
 from tfopt.patterns import Pattern, pattern_mask, pattern_masks
 from tfopt.prune.policy import pays_on_xnnpack
 from tfopt.tflite.flatbuffer import read_tflite
@@ -135,7 +135,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick(METHODS, "2:4", "4x1", "taylor"))
 def test_training_ends_at_the_sparsity_and_the_int8_file_has_it(method, tmp_path):
     sparsity, options = METHODS[method]
     model, callback = pruned(tfopt.PolynomialDecay(0.0, sparsity, 4, 24, frequency=5), **options)

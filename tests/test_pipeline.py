@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
+from tests.conftest import quick
 from tfopt import augment
 from tfopt.data import profile
 from tfopt.data.pipeline import Pipeline
@@ -66,7 +67,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", quick(OPTIONS, "more_threads", "files"))
 def test_batches_are_the_same(name, data, tmp_path):
     options = OPTIONS[name](tmp_path)
     changed = on(data, **options)
@@ -79,7 +80,7 @@ def test_batches_are_the_same(name, data, tmp_path):
     assert eval(repr(changed.pipeline)) == changed.pipeline
 
 
-@pytest.mark.parametrize("name", ["memory", "files", "snapshot"])
+@pytest.mark.parametrize("name", quick(["memory", "files", "snapshot"], "files"))
 def test_what_is_kept_is_read_once(name, data, tmp_path):
     changed = on(data, **OPTIONS[name](tmp_path))
     everything(changed)
@@ -92,6 +93,7 @@ def test_what_is_kept_is_read_once(name, data, tmp_path):
     assert sorted(READS) == list(range(50)) if name == "memory" else len(READS) <= 3 * 20
 
 
+@pytest.mark.slow
 def test_other_data_have_other_files(data, tmp_path):
     one = on(data, snapshot=tmp_path)
     before = everything(one)
@@ -147,6 +149,7 @@ def test_a_killed_run_leaves_nothing_that_breaks_the_next(kind, tmp_path):
     assert not any(".tmp" in each.name for each in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_half_written_file_is_written_anew(data, tmp_path):
     """As in the test above, without a process to kill: what it leaves."""
     wanted = everything(data)
@@ -195,7 +198,7 @@ def test_training_with_options(data, tmp_path):
         np.testing.assert_allclose(left, right, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["memory", "files", "snapshot"])
+@pytest.mark.parametrize("name", quick(["memory", "files", "snapshot"], "snapshot"))
 def test_the_profile_sees_what_is_kept(name, data, tmp_path):
     changed = on(data, **OPTIONS[name](tmp_path), threads=2)
     found = profile(changed, batches=2, rounds=2)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import tfopt
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, quick, small_model
 from tfopt.kernels import select_kernels
 from tfopt.prune.magnitude import magnitude_mask, measure_sparsity
 
@@ -110,7 +110,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", quick(WAYS, "plain", "xla", "mixed_float16"))
 def test_masks_hold_at_every_step_and_the_end_is_exact(way):
     options = dict(WAYS[way])
     if callable(options.get("optimizer")):
@@ -138,7 +138,7 @@ def test_two_replicas_prune_as_one_device_does(mirrored):
     assert set(callback.sparsity) == set(KERNELS)
 
 
-@pytest.mark.parametrize("criterion", ["global_magnitude", "movement", "taylor"])
+@pytest.mark.parametrize("criterion", quick(["global_magnitude", "movement", "taylor"], "movement"))
 def test_replicas_have_the_same_zeros(criterion, mirrored):
     schedule = tfopt.PolynomialDecay(0.1, 0.8, begin_step=7, end_step=29, frequency=7)
     model, _, seen, _ = pruned(schedule, strategy=mirrored, criterion=criterion)

@@ -9,6 +9,7 @@ import pytest
 from keras import layers, ops
 
 import tfopt
+from tests.conftest import quick
 from tfopt.quantize.layer_norm import QuantizedNorm
 from tfopt.quantize.masked_mean import QuantizedMaskedMean
 from tfopt.tflite.flatbuffer import read_tflite
@@ -151,7 +152,9 @@ def exported(model, x, path, weight_bits=8, activation_bits=8):
     return aware
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", quick(CASES, "self", "cross_4_bits", "classifier", "masked_rows", "norm_3d", "rms_norm")
+)
 def test_trained_saved_exported(name, tmp_path):
     case = CASES[name]
     model, x = case.make()

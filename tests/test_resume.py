@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tfopt
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, quick, small_model
 from tests.test_train import fitted, linear, same
 from tfopt.evaluation import evaluate
 from tfopt.train.checkpoint import read_checkpoint, write_checkpoint
@@ -61,7 +61,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", quick(WAYS, "adam"))
 def test_a_training_that_was_broken_off_ends_with_the_same_bits(way, tmp_path):
     # Large inputs: float16 overflows, so that the loss scale has a history.
     x, y = blobs(72)
@@ -121,6 +121,7 @@ def test_early_stopping_takes_the_best_weights_back(tmp_path):
     assert same(model, exact)
 
 
+@pytest.mark.slow
 def test_early_stopping_is_not_forgotten_by_a_crash(tmp_path):
     data = overfitting()
     whole, history = fitted(tmp_path / "whole", data, callbacks=[Crash()], **STOP)
