@@ -94,3 +94,22 @@ def trained() -> keras.Model:
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     model.fit(x, y, batch_size=16, epochs=4, verbose=0)
     return model
+
+
+@pytest.fixture
+def broken_off():
+    """Calls a function that trains, and breaks the training off when its first checkpoint has been written."""
+
+    def call(function):
+        written = tfopt.train.callbacks.write_checkpoint
+
+        def write_then_fail(*arguments):
+            written(*arguments)
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tfopt.train.callbacks.write_checkpoint", write_then_fail)
+            with pytest.raises(KeyboardInterrupt):
+                function()
+
+    return call

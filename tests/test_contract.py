@@ -183,19 +183,10 @@ def test_mixed_precision_keeps_every_promise(name, precision, data, tmp_path):
 
 
 @pytest.mark.parametrize("name", quick(TRAINING, "Train"))
-def test_a_crash_in_the_middle_changes_nothing(name, data, tmp_path, monkeypatch):
+def test_a_crash_in_the_middle_changes_nothing(name, data, tmp_path, broken_off):
     stage = STAGES[name].stage
     whole = tfopt.run([stage], start(data, tmp_path / "whole"))
-    written = tfopt.train.callbacks.write_checkpoint
-
-    def write_then_fail(*arguments):
-        written(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tfopt.train.callbacks.write_checkpoint", write_then_fail)
-    with pytest.raises(KeyboardInterrupt):
-        tfopt.run([stage], start(data, tmp_path / "broken"))
-    monkeypatch.undo()
+    broken_off(lambda: tfopt.run([stage], start(data, tmp_path / "broken")))
     resumed = tfopt.run([stage], start(data, tmp_path / "broken"))
     assert same_weights(whole.model, resumed.model)
     assert resumed.report.stages[-1].history == whole.report.stages[-1].history

@@ -287,21 +287,12 @@ def test_a_trained_model_becomes_an_int8_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_chain_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
+def test_a_chain_goes_on_with_the_same_numbers(tmp_path, broken_off):
     def done(folder):
         return tfopt.run(START, tfopt.Work(data=tfopt.from_arrays(reviews(), **DATA), workdir=folder))
 
     whole = done(tmp_path / "whole")
-    written = tfopt.train.callbacks.write_checkpoint
-
-    def write_then_fail(*arguments):
-        written(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tfopt.train.callbacks.write_checkpoint", write_then_fail)
-    with pytest.raises(KeyboardInterrupt):
-        done(tmp_path / "broken")
-    monkeypatch.undo()
+    broken_off(lambda: done(tmp_path / "broken"))
     # The vocabulary is not kept: it is learned again, from the same texts.
     for resumed in (done(tmp_path / "broken"), done(tmp_path / "broken")):
         assert resumed.report.stages[-1].history == whole.report.stages[-1].history
