@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -17,7 +18,7 @@ import tensorflow as tf
 import tfopt
 from tfopt import augment
 from tfopt.data.pipeline import Pipeline
-from tfopt.data.service import local_service, worker_processes
+from tfopt.data.service import _replace_the_dead, _Worker, local_service, worker_processes
 
 SIZE = 150
 
@@ -120,6 +121,36 @@ def test_the_death_of_a_worker_costs_nothing():
             assert not {each.process.pid for each in workers} & set(begun)
     finally:
         dispatcher.stop()
+
+
+class Dying(_Worker):
+    """A process that ends as it starts."""
+
+    def __init__(self):
+        self.port, self.command, self.starts = 1, [sys.executable, "-c", "import sys; sys.exit('no memory')"], 0
+        self.start()
+
+    def start(self):
+        self.starts += 1
+        super().start()
+
+
+def test_a_worker_that_dies_as_it_starts_is_started_less_often(caplog):
+    worker, over = Dying(), threading.Event()
+    guard = threading.Thread(target=_replace_the_dead, args=([worker], over))
+    guard.start()
+    try:
+        deadline = time.monotonic() + 30
+        while worker.starts < 4 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        # At once three times; the next would be eight seconds after the third.
+        time.sleep(1.5)
+        assert worker.starts == 4
+    finally:
+        over.set()
+        guard.join()
+        worker.end()
+    assert caplog.text.count("no memory") == 3
 
 
 class Host:

@@ -50,7 +50,7 @@ def from_tfrecord(
 
     Args:
       paths: paths or patterns such as "train-*.tfrecord"; or these by split: "train" and, as far as there are any,
-        "validation" and "test".
+        "validation" and "test". Records that stand in two of them are found by `tfopt.data.clean`.
       features: what a record holds, as `tf.io.parse_single_example` takes it: `tf.io.FixedLenFeature`s by name.
       x: the feature that is the input; several become a dict of inputs.
       y: the feature that is the label or target.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from typing import IO
 
@@ -19,7 +20,6 @@ from tfopt.config import require
 WORKER = pathlib.Path(__file__).with_name("service_worker.py")
 # Import of TensorFlow on a busy machine.
 _SECONDS_TO_START = 120
-_REPLACEMENTS = 20
 
 
 @contextlib.contextmanager
@@ -117,6 +117,7 @@ class _Worker:
     def start(self) -> None:
         # A file, since nobody reads along, and a pipe would be full one day.
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        self.started = time.monotonic()
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -156,16 +157,14 @@ def _free_port() -> int:
 
 
 def _replace_the_dead(workers: list[_Worker], over: threading.Event) -> None:
-    replaced = 0
+    """One that dies again and again as it starts is started less and less often; the log says each time why."""
+    deaths = dict.fromkeys(workers, 0)
     while not over.wait(0.2):
         for worker in workers:
-            status = worker.process.poll()
-            if status is None:
+            status, age = worker.process.poll(), time.monotonic() - worker.started
+            if status is None or age < _pause(deaths[worker]):
                 continue
-            if replaced == _REPLACEMENTS:
-                logging.error("%d workers of the tf.data service died: no more are replaced", replaced + 1)
-                return
-            replaced += 1
+            deaths[worker] = deaths[worker] + 1 if age < _SECONDS_TO_START else 1
             logging.warning(
                 "the worker at port %d of the tf.data service ended with status %d, and is replaced: %s",
                 worker.port,
@@ -175,3 +174,12 @@ def _replace_the_dead(workers: list[_Worker], over: threading.Event) -> None:
             worker.end()
             # At the same port: only so do trainings learn that the other one will not answer.
             worker.start()
+
+
+def _pause(deaths: int) -> float:
+    """Seconds from one start to the next, after so many deaths soon after a start.
+
+    >>> [_pause(deaths) for deaths in (0, 2, 3, 4, 9)]
+    [0.0, 0.0, 8.0, 16.0, 60.0]
+    """
+    return 0.0 if deaths < 3 else min(60.0, 2.0**deaths)

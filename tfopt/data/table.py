@@ -55,7 +55,8 @@ def from_table(
       path: `.csv` or `.tsv`, also with `.gz`, whose first line names the columns; or `.parquet`.
       target: the column of labels or targets.
       features: the columns of inputs; None: all that have no other part.
-      split: the column that says train, validation (val, valid, dev) or test; None: splits are drawn.
+      split: the column that says train, validation (val, valid, dev) or test; None: splits are drawn. Rows that stand
+        in two splits are found by `tfopt.data.clean`.
       where: the rows to take, by column the value that they have.
       groups: the column of what must stay in one split, such as subjects.
       task: "classification" or "regression", where the target alone does not tell.
