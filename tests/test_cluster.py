@@ -108,6 +108,7 @@ def test_each_value_moves_by_the_mean_of_its_members():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_refresh_lets_weights_change_their_cluster():
     def members(refresh):
         model, *_ = clustered(4, epochs=4, refresh=refresh, compiling={"optimizer": keras.optimizers.Adam(0.02)})

@@ -186,6 +186,7 @@ def test_without_the_device_the_log_says_so(data, caplog):
     assert bits(batches) == bits(data.training_batches(0))
 
 
+@pytest.mark.slow
 def test_training_with_options(data, tmp_path):
     def trained(data, name):
         keras.utils.set_random_seed(0)

@@ -124,6 +124,7 @@ def test_masks_hold_at_every_step_and_the_end_is_exact(way):
     assert model.get_layer("hidden").bias.constraint is None
 
 
+@pytest.mark.slow
 def test_steps_per_execution_and_xla_change_nothing():
     losses = {way: pruned(SCHEDULE, **WAYS[way])[3] for way in ("plain", "steps_per_execution", "xla")}
     assert losses["steps_per_execution"] == losses["plain"]

@@ -48,6 +48,7 @@ def test_iterations_end_where_one_shot_does(iterations, data, tmp_path):
     assert len(work.report.stages[0].history["loss"]) == iterations
 
 
+@pytest.mark.slow
 def test_a_target_shared_out_by_sensitivity(trained, data, tmp_path):
     found = tfopt.sensitivity(trained, data, "ratio", levels=(0.25, 0.5, 0.75))
     ratios = allocate(trained, found, {"parameters": 0.5}, multiple=1)
@@ -75,6 +76,7 @@ def test_bytes_are_those_of_the_file(trained, tmp_path):
     assert plan.after.parameters < plan.before.parameters
 
 
+@pytest.mark.slow
 def test_clusters_follow_the_channels_that_stay(data, tmp_path):
     stages = [tfopt.Cluster(6, 1, fit=FIT), tfopt.PruneChannels(layers={"conv": 0.5}, epochs=1, fit=FIT)]
     work = tfopt.run([tfopt.Train(1, FIT), *stages], tfopt.Work(wide(), data, tmp_path))
