@@ -134,7 +134,7 @@ def _scan(tree: Tree, below: str, class_names: Sequence[str], images: Images, on
     require(bool(files), f"there are no files in the folders of {tree.root / below}")
     found = look_at(
         files,
-        functools.partial(_look, tree, images, on_bad == "repair"),
+        functools.partial(_look, tree, images, on_bad),
         lambda each: on_bad == "raise" and bool(each.fault),
     )
     if on_bad == "raise" and found[-1].fault:
@@ -147,14 +147,13 @@ def _scan(tree: Tree, below: str, class_names: Sequence[str], images: Images, on
     return found
 
 
-def _look(tree: Tree, images: Images, repair: bool, file: _File) -> _File:
+def _look(tree: Tree, images: Images, on_bad: Policy, file: _File) -> _File:
     """Reads a file and decodes it once; the fault is told, not raised."""
     try:
         content = tree.content(file.name)
     except OSError as error:
         return dataclasses.replace(file, fault=f"it cannot be read ({error.strerror})")
-    fault, channels_alone = images.fault(content)
-    fault = "" if repair and channels_alone else fault
+    fault = images.fault(content, on_bad)
     return dataclasses.replace(file, digest=hashlib.sha256(content).hexdigest(), fault=fault)
 
 

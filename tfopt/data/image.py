@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfopt.config import require
 from tfopt.data.dataset import SPLITS, Data, scaled_to
+from tfopt.data.policy import Policy
 from tfopt.progress import current_bar
 
 # What TensorFlow decodes.
@@ -51,15 +52,15 @@ class Images:
             f"image_size must be (height, width) in pixels, received {self.size!r}",
         )
 
-    def fault(self, content: bytes) -> tuple[str, bool]:
-        """Why an encoded image cannot be used, "" where it can; and whether only its channels are wrong."""
+    def fault(self, content: bytes, on_bad: Policy) -> str:
+        """Why an encoded image cannot be used, "" where it can. Decoding repairs its channels."""
         if damage := _damage(content, self.channels):
-            return damage, False
+            return damage
         with PIL.Image.open(io.BytesIO(content)) as image:
             mode, expected = image.mode, _MODES[self.channels]
-        if mode in expected:
-            return "", False
-        return f"channels of mode {mode}, where {' or '.join(expected)} is expected", True
+        if mode in expected or on_bad == "repair":
+            return ""
+        return f"channels of mode {mode}, where {' or '.join(expected)} is expected"
 
     def decode(self, content: tf.Tensor) -> tf.Tensor:
         """The image as uint8, shape (height, width, channels)."""

@@ -227,8 +227,7 @@ def _picture_fault(example: Mapping[str, Any], picture: tuple[Images | None, str
     images, name = picture
     if images is None:
         return ""
-    fault, channels_alone = images.fault(example[name])
-    return "" if on_bad == "repair" and channels_alone else fault
+    return images.fault(example[name], on_bad)
 
 
 def _records(files: Sequence[_File], rows: np.ndarray, compression: str | None) -> tf.data.Dataset:

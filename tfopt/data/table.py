@@ -171,11 +171,9 @@ def _inputs(columns: Mapping[str, np.ndarray], images: Images | None, on_bad: Po
         faults[none] = f"there is no text in the column {texts[0]!r}"
         return x, faults
 
-    def unfit(content: bytes | None) -> str:
-        fault, channels_alone = images.fault(content or b"")
-        return "" if on_bad == "repair" and channels_alone else fault
-
-    found = look_at(list(x), unfit, lambda fault: on_bad == "raise" and bool(fault))
+    found = look_at(
+        list(x), lambda content: images.fault(content or b"", on_bad), lambda fault: on_bad == "raise" and bool(fault)
+    )
     faults[: len(found)] = [each and f"the image: {each}" for each in found]
     return x, faults
 
