@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.augment.base import SIGNALS, Augmentation
-from tfopt.augment.seeds import integers, uniform
+from tfopt.augment.seeds import below, integers, uniforms
 from tfopt.config import require, require_fraction
 
 
@@ -69,11 +69,11 @@ class TimeWarp(Augmentation):
     def times(self, length: int, seeds: tf.Tensor) -> tf.Tensor:
         """When each step is read, in steps: float32, shape (n, length)."""
         steps, last = np.arange(length), max(length - 1, 1)
-        parts = []
+        most = self.strength / self.waves
+        parts, shares = [], uniforms(seeds, *((-most, most) for _ in range(self.waves + 1)))
         for wave in range(1, self.waves + 1):
             curve = np.sin(np.pi * wave * steps / last) * last / (np.pi * wave)
-            share = uniform(seeds, wave, -self.strength / self.waves, self.strength / self.waves)
-            parts.append(share[:, None] * tf.constant(curve, tf.float32))
+            parts.append(shares[wave][:, None] * tf.constant(curve, tf.float32))
         # Not as a chain of sums, nor as a product of matrices: TensorFlow reorders the first in graphs, and adds up the
         # second in another order for another batch.
         return tf.constant(steps, tf.float32) + tf.reduce_sum(tf.stack(parts), axis=0)
@@ -139,8 +139,9 @@ class TimeMask(Augmentation):
             return signals
         length = tf.shape(signals)[1]
         longest = tf.cast(self.fraction * tf.cast(length, tf.float32), tf.int32)
-        width = integers(seeds, 0, longest + 1)
-        start = integers(seeds, 1, length - width + 1)
+        width, start = uniforms(seeds, (0, 1), (0, 1))
+        width = below(width, longest + 1)
+        start = below(start, length - width + 1)
         places = tf.range(length)
         hidden = (places >= start[:, None]) & (places < (start + width)[:, None])
         return tf.ensure_shape(tf.where(hidden[..., None], 0.0, signals), signals.shape)
