@@ -69,14 +69,15 @@ class _Rows:
 
     def __init__(self, path: pathlib.Path, name: str) -> None:
         self._path, self._name, self._lock = path, name, threading.Lock()
-        self._process, self._open = -1, cast(Any, None)
+        self._process, self._open, self._array = -1, cast(Any, None), cast(Any, None)
 
     @property
     def array(self) -> Any:
         """The array, in a file that this process has opened: HDF5 does not survive a fork."""
         if self._process != os.getpid():
             self._process, self._open = os.getpid(), _open(self._path)
-        return _find(self._path, self._open, self._name)
+            self._array = _find(self._path, self._open, self._name)
+        return self._array
 
     def __getitem__(self, index: int) -> Any:
         with self._lock:
@@ -92,7 +93,7 @@ class _Rows:
 def _native(values: Any) -> Any:
     """Numbers in the byte order of this machine, the only one that TensorFlow knows."""
     values = np.asarray(values)
-    return values if values.dtype.kind in "SO" else values.astype(values.dtype.newbyteorder("="))
+    return values if values.dtype.kind in "SO" else values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _open(path: pathlib.Path) -> Any:
