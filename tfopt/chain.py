@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from tfopt.progress import stage_bar
 from tfopt.report import Report, describe_environment
 from tfopt.stage import Stage, Work
-from tfopt.workdir import adopt, claim, identity, locked, read_stage
+from tfopt.workdir import adopt, claim, identity, locked, read_stage, require_alike
 
 
 def run(stages: Sequence[Stage], work: Work, recipe: str = "") -> Work:
@@ -36,23 +36,30 @@ def run(stages: Sequence[Stage], work: Work, recipe: str = "") -> Work:
     work = work.with_workdir().replace(report=Report(recipe, describe_environment()))
     workdir = work.workdir
     assert workdir is not None
-    with locked(workdir):
+    peers = work.peers
+    with locked(workdir) if peers.is_chief else contextlib.nullcontext():
         if work.model is not None:
             work.need_model()
         mine = identity(recipe, stages, work)
-        claim(workdir, mine)
+        require_alike(peers, mine)
+        if peers.is_chief:
+            claim(workdir, mine)
+            work = adopt(work)
+        peers.wait()
         work = adopt(work)
         validate(stages, work)
         for index, stage in enumerate(stages):
             folder = stage.folder(work)
-            if folder.exists():
+            # The chief's view: a worker that is late may see what the chief has written since.
+            if peers.chief_says(str(folder.exists())) == "True":
                 with stage_bar(folder.name) as bar:
                     work = read_stage(folder, stage.validate(work))
                     bar.update(0, "was done before")
             else:
                 with _named(index, stages):
                     work = stage(work)
-            work.report.write(workdir)
+            if peers.is_chief:
+                work.report.write(workdir)
     return work
 
 

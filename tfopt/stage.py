@@ -10,9 +10,10 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
+import tensorflow as tf
 
 from tfopt import evaluation, invariants
 from tfopt.config import Config
@@ -21,7 +22,9 @@ from tfopt.files import atomic_path, remove
 from tfopt.invariants import Invariant
 from tfopt.progress import stage_bar
 from tfopt.report import Report, StageEntry, describe_environment
+from tfopt.train.strategies import strategy
 from tfopt.workdir import adopt, read_stage, with_fresh_model, write_stage
+from tfopt.workers.peers import Peers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Work:
       seed: all randomness of the chain follows from it.
       trained: whether the weights are worth exporting; False for a model that `Build` has just made.
       snapshots: (stage label, model file) of every model along the chain, in order.
+      strategy: on which devices and hosts stages train: a name, see `tfopt.train.strategy`, or a TensorFlow strategy.
     """
 
     model: keras.Model | None = None
@@ -47,8 +51,11 @@ class Work:
     seed: int = 0
     trained: bool = True
     snapshots: tuple[tuple[str, pathlib.Path], ...] = ()
+    strategy: tf.distribute.Strategy | str = "one_device"
 
     def __post_init__(self) -> None:
+        if isinstance(self.strategy, str):
+            object.__setattr__(self, "strategy", strategy(self.strategy))
         if self.data is not None:
             object.__setattr__(self, "data", as_data(self.data))
         if self.workdir is not None:
@@ -73,6 +80,11 @@ class Work:
     def finished(self) -> int:
         """The number of stages done."""
         return len(self.report.stages)
+
+    @property
+    def peers(self) -> Peers:
+        """The processes that work on this chain together."""
+        return Peers(self.strategy)
 
     def need_model(self) -> keras.Model:
         """The model; a ValueError where there is none yet, or where it is not built."""
@@ -116,7 +128,12 @@ class Stage(Config):
     `validate(work)` checks, before anything is trained, that the stage can do its part on what the stages before
     it will have made, and returns the work as it will be after it: same model, further invariants. It must be
     cheap and must not change what it is given. `apply(work, folder)` does the part; `folder` takes its files.
+
+    Where several processes train together, each calls `apply` of the stages with `trains = True`, and the chief alone
+    that of all others; the files that count are the chief's.
     """
+
+    trains: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -147,9 +164,11 @@ class Stage(Config):
         self.validate(work)
         folder, started = self.folder(work), time.perf_counter()
         keras.utils.set_random_seed(work.seed * 1000 + work.finished)
-        before = work.model
+        before = work
         # A model of its own: the stage may train it in place, and the caller's work must stay as it is.
         work = with_fresh_model(work)
+        if not work.peers.is_chief:
+            return self._follow(before, work)
         with atomic_path(folder) as temporary, stage_bar(folder.name):
             temporary.mkdir()
             # Before `apply`, which may train this very model.
@@ -174,7 +193,16 @@ class Stage(Config):
             after = after.replace(report=after.report.add(entry))
             write_stage(temporary, after, save_model=changed_model)
         remove(self.partial_folder(work))
-        return read_stage(folder, after.replace(model=before))
+        work.peers.wait()
+        return read_stage(folder, after.replace(model=before.model))
+
+    def _follow(self, before: Work, work: Work) -> Work:
+        """Takes part in the chief's training, and reads what the chief has written."""
+        if self.trains:
+            with tempfile.TemporaryDirectory() as folder:
+                self.apply(work, pathlib.Path(folder))
+        work.peers.wait()
+        return read_stage(self.folder(before), self.validate(before))
 
 
 def _metrics_before(work: Work) -> dict[str, float]:

@@ -19,6 +19,7 @@ from tfopt.report import Report
 
 if TYPE_CHECKING:
     from tfopt.stage import Work
+    from tfopt.workers.peers import Peers
 
 MODEL_FILE = "model.keras"
 _STAGE_FILE = "stage.json"
@@ -77,12 +78,12 @@ def _read_state(folder: pathlib.Path) -> dict[str, Any]:
 
 
 @deep_graphs()
-def load_saved(path: pathlib.Path) -> keras.Model:
-    """Loads a model that `save_checked` wrote: compiled as it was, with a new optimizer."""
+def load_saved(path: pathlib.Path, compile: bool = True) -> keras.Model:
+    """Loads a model that `save_checked` wrote: compiled as it was, with a new optimizer, or not compiled."""
     with warnings.catch_warnings():
         # A model that was handed in compiled but never trained has an optimizer without state in its file.
         warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
-        return keras.saving.load_model(path)
+        return keras.saving.load_model(path, compile=compile)
 
 
 def save_checked(model: keras.Model, path: pathlib.Path) -> None:
@@ -179,6 +180,22 @@ def claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
             f"the workdir {workdir} belongs to another run: {'; '.join(differences)}. Use another workdir, or delete "
             "this one to start anew"
         )
+
+
+def require_alike(peers: "Peers", mine: Mapping[str, Any]) -> None:
+    """Refuses processes that would train together on different things.
+
+    Raises:
+      ValueError: names what differs, and in which.
+    """
+    texts = peers.texts(json.dumps(mine))
+    for index, text in enumerate(texts):
+        differences = _differences(json.loads(texts[0]), json.loads(text))
+        if differences:
+            raise ValueError(
+                f"worker {index} runs something else than worker 0: {'; '.join(differences)}. Start all workers with "
+                "the same command, data and versions"
+            )
 
 
 def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:

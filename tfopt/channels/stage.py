@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import keras
 
@@ -58,6 +58,7 @@ class PruneChannels(Stage):
     criterion: str = "l1"
     layers: Layers | Literal["sensitivity"] = None
     fit: Fit = Fit(Cosine(1e-3))
+    trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         whole = isinstance(self.iterations, int) and self.iterations >= 1
@@ -96,6 +97,7 @@ class PruneChannels(Stage):
                 folder=self.partial_folder(work) / str(number),
                 label=f"{self.name}-{number}",
                 keep=promises,
+                strategy=work.strategy,
             )
             for key, values in curves.items():
                 history.setdefault(key, []).extend(values)

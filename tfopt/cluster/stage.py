@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Cluster(Stage):
     layers: LayerSelection = None
     refresh: int = 0
     fit: Fit = Fit(Cosine(5e-4))
+    trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_method(self.number_of_clusters, self.initialization, self.refresh)
@@ -70,6 +71,7 @@ class Cluster(Stage):
             folder=self.partial_folder(work),
             label=self.name,
             keep=work.invariants,
+            strategy=work.strategy,
             callbacks=[callback],
         )
         variables, skipped = self._variables(model)

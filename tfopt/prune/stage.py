@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
@@ -55,6 +55,7 @@ class Prune(Stage):
     fit: Fit = Fit()
     pattern: str = "unstructured"
     criterion: str = "magnitude"
+    trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.final_sparsity is not None:
@@ -104,6 +105,7 @@ class Prune(Stage):
             folder=self.partial_folder(work),
             label=self.name,
             keep=work.invariants,
+            strategy=work.strategy,
             callbacks=[callback],
         )
         # Which layers' zeros add up to a global sparsity shows only now.

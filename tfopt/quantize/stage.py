@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tfopt.config import require, require_fraction
 from tfopt.quantize.aware import rewrite_model
@@ -49,6 +49,7 @@ class QuantizeAware(Stage):
     on_unsupported: Literal["raise", "float"] = "raise"
     freeze: float = 0.25
     fit: Fit = Fit(Cosine(5e-4))
+    trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self.weight_bits in (4, 8), f"weight_bits must be 4 or 8, received {self.weight_bits!r}")
@@ -83,6 +84,7 @@ class QuantizeAware(Stage):
             folder=self.partial_folder(work),
             label=self.name,
             keep=ready.invariants,
+            strategy=work.strategy,
             callbacks=callbacks,
         )
         islands = float_islands(aware)

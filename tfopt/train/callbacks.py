@@ -127,10 +127,12 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
       path: the checkpoint's file.
       parts: callbacks with a state of their own.
+      writes: False in all of several processes but one; each reads the same file.
     """
 
-    def __init__(self, path: pathlib.Path, parts: Sequence[Resumable] = ()) -> None:
+    def __init__(self, path: pathlib.Path, parts: Sequence[Resumable] = (), writes: bool = True) -> None:
         super().__init__()
+        self._writes = writes
         self.path, self.parts = path, tuple(parts)
         self.history: dict[str, list[float]] = {}
         self.epochs_done = 0
@@ -163,6 +165,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.epochs_done = epoch + 1
         for key, value in (logs or {}).items():
             self.history.setdefault(key, []).append(float(value))
+        if not self._writes:
+            return
         arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in self._variables(self.model).items()}
         for index, part in enumerate(self.parts):
             arrays.update({f"part/{index}/{key}": value for key, value in part.state().items()})

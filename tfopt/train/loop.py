@@ -1,5 +1,6 @@
 """One training, the same for every stage that trains: promises kept, guarded, resumable."""
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,10 @@ from tfopt.progress import current_bar
 from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
 from tfopt.train.fit import Fit
 from tfopt.train.precision import computes_in, to_policy
+from tfopt.train.replicas import on_strategy
+from tfopt.train.strategies import is_one_device
 from tfopt.train.task import build_state, task_of
+from tfopt.workers.peers import Peers
 
 
 def train(
@@ -26,6 +30,7 @@ def train(
     label: str,
     keep: Sequence[Invariant] = (),
     callbacks: Sequence[Any] = (),
+    strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[keras.Model, dict[str, list[float]]]:
     """Trains a model; goes on from the last finished epoch where `folder` holds a checkpoint.
 
@@ -38,6 +43,7 @@ def train(
       label: what the TensorBoard logs are called.
       keep: promises to hold at every step.
       callbacks: further Keras callbacks with `state()` and `restore(state)`.
+      strategy: on which devices and hosts; None: on one device.
 
     Returns:
       The trained model in float32, and the metrics by epoch.
@@ -45,11 +51,16 @@ def train(
     task, steps = task_of(model, data), data.steps_per_epoch
     keeps_precision = fit.precision == "float32" and computes_in(model, "float32")
     trainee = model if keeps_precision else to_policy(model, fit.precision)
-    optimizer = fit.make_optimizer(epochs * steps)
-    with keeping(trainee, keep):
+    whole = trainee
+    peers = Peers(strategy or tf.distribute.get_strategy())
+    with contextlib.ExitStack() as stack:
+        if not is_one_device(peers.strategy):
+            peers.take_weights_of_chief(whole.variables)
+            trainee = stack.enter_context(on_strategy(whole, peers.strategy))
+        stack.enter_context(keeping(trainee, keep))
         task.compile(
             trainee,
-            optimizer=optimizer,
+            optimizer=fit.make_optimizer(epochs * steps),
             jit_compile=fit.uses_xla(),
             steps_per_execution=fit.steps_per_execution,
         )
@@ -58,9 +69,9 @@ def train(
         batches = data.training_batches(epoch)
         build_state(trainee, batches)
         logs = str(folder.parent / "tensorboard" / label)
-        boards = [keras.callbacks.TensorBoard(logs)] if fit.tensorboard else []
+        boards = [keras.callbacks.TensorBoard(logs)] if fit.tensorboard and peers.is_chief else []
         stop = [StopEarly(fit.early_stopping)] if fit.early_stopping else []
-        checkpoint = Checkpoint(folder / "checkpoint.npz", [*callbacks, *stop])
+        checkpoint = Checkpoint(folder / "checkpoint.npz", [*callbacks, *stop], writes=peers.is_chief)
         checkpoint.resume(trainee)
         first = checkpoint.epochs_done
         over = any(each.stopped for each in stop)
@@ -87,6 +98,6 @@ def train(
                 *boards,
             ],
         )
-    trained = trainee if trainee is model else to_policy(trainee, "float32")
+    trained = whole if whole is model else to_policy(whole, "float32")
     task.compile(trained, jit_compile=fit.uses_xla())
     return trained, checkpoint.history

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
@@ -101,6 +101,7 @@ class Train(Stage):
     epochs: int = 5
     fit: Fit = Fit()
     layers: LayerSelection = None
+    trains: ClassVar[bool] = True
 
     def validate(self, work: Work) -> Work:
         """Checks the model and the data, and finds the layers."""
@@ -121,6 +122,7 @@ class Train(Stage):
             folder=self.partial_folder(work),
             label=self.name,
             keep=work.invariants,
+            strategy=work.strategy,
         )
         changed = [layer.name for layer in model.layers if layer.trainable_variables]
         # In another precision it is a copy, frozen as the model was.

@@ -1,0 +1,276 @@
+"""A copy of a model on a strategy, which Keras' own `fit` trains there as it would on one device.
+
+Keras 3.15 as it ships fails under MultiWorkerMirroredStrategy, and under any strategy with `steps_per_execution` above
+1 or with XLA. Where it trains, it clips gradients and scales losses of each replica by itself, and takes the mean of
+the replicas' means where they have unequal shares of a batch. What is overridden here mends that, for one class of
+models at a time: Keras' own modules stay as they are.
+"""
+
+import contextlib
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfopt.config import require
+from tfopt.train.micro import batch_size, part_weights, take_part
+from tfopt.workdir import load_saved
+
+
+@contextlib.contextmanager
+def on_strategy(model: keras.Model, strategy: tf.distribute.Strategy, micro_batches: int = 1) -> Iterator[keras.Model]:
+    """A copy of a model whose variables are on every replica, for `compile` and `fit` inside the block.
+
+    When the block ends, the model has the weights that the copy has learnt; it is otherwise as it was. Each
+    BatchNormalization of the copy takes the statistics of the whole batch. Batch sizes are those of all replicas
+    together.
+
+    Args:
+      model: built, and of classes that Keras can save; functional, Sequential or subclassed.
+      strategy: see `tfopt.train.strategy`.
+      micro_batches: parts into which each replica cuts its share of a batch, at least 1. They are computed one after
+        the other, in less memory, and the gradients summed (gradient accumulation) before they are sent and applied.
+        The step is that of the whole batch, except that BatchNormalization has the statistics of each part.
+
+    Raises:
+      ValueError: the model cannot be copied, or not be trained as `compile` says; see there.
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> with on_strategy(model, tf.distribute.MirroredStrategy(["CPU:0"])) as copy:
+    ...     copy.compile("sgd", "mse")
+    ...     history = copy.fit(np.ones((8, 4)), np.zeros((8, 1)), batch_size=4, verbose=0)
+    >>> bool((model.weights[0].numpy() == copy.weights[0].numpy()).all())
+    True
+    """
+    require(micro_batches >= 1, f"micro_batches must be at least 1, received {micro_batches!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "model.keras")
+        # Outside of the scope, where it could make variables, of an optimizer that other workers do not have.
+        model.save(path)
+        with strategy.scope():
+            copy = _copy(model, path)
+    copy.micro_batches = micro_batches
+    with strategy.scope():
+        yield copy
+    for own, learnt in zip(model.variables, copy.variables, strict=True):
+        own.assign(learnt.numpy())
+
+
+def _copy(model: keras.Model, path: pathlib.Path) -> keras.Model:
+    copy = load_saved(path, compile=False)
+    require(
+        len(copy.variables) == len(model.variables),
+        f"{model.name!r} has {len(model.variables)} variables and {len(copy.variables)} after it was saved and read "
+        "back: build all of its layers in __init__ or build()",
+    )
+    for own, copied in zip(model.variables, copy.variables, strict=True):
+        # Layers of subclassed models get new names; and what a file does not keep.
+        copied._path, copied.trainable = own.path, own.trainable
+        copied.assign(own.numpy())
+    for layer in copy._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True
+    kind = type(copy)
+    own = {name: getattr(kind, name) for name in _STEPS if getattr(kind, name) is not getattr(keras.Model, name)}
+    copy.__class__ = type(kind.__name__, (_Replicated, kind), {"__module__": kind.__module__, **own})
+    return copy
+
+
+# What a user's class may do in its own way.
+_STEPS = ("train_step", "test_step", "predict_step")
+
+
+class _Replicated(keras.Model):
+    """What a model does otherwise on a strategy."""
+
+    micro_batches = 1
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """As Keras' own; refuses what would train otherwise than one device, or not at all."""
+        super().compile(*arguments, **options)
+        _check_losses(self)
+        own_step = type(self).train_step is _Replicated.train_step
+        if self.jit_compile:
+            require(
+                own_step and not _has_statistics(self),
+                f"jit_compile=True on a strategy compiles what each replica does by itself, and {self.name!r} has "
+                f"{'a BatchNormalization that learns' if own_step else 'a train_step of its own'}, where replicas "
+                "speak to each other: leave jit_compile out",
+            )
+        if own_step:
+            optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            require(
+                not optimizer.gradient_accumulation_steps,
+                "gradient_accumulation_steps of a Keras optimizer does not work on a strategy: pass micro_batches, "
+                "or steps_per_execution with a smaller batch",
+            )
+            # The step below has summed the gradients over the replicas before the optimizer clips or inspects them.
+            optimizer._all_reduce_sum_gradients = list
+
+    def train_step(self, data: Any) -> Any:
+        """One step of a replica on its share of a batch."""
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        replica, size = tf.distribute.get_replica_context(), batch_size(x)
+        replicas = replica.num_replicas_in_sync
+        if replicas > 1 and _has_statistics(self):
+            tf.debugging.assert_greater(size, 0, _TOO_FEW)
+        total = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.convert_to_tensor(size))
+        # Keras divides the mean over its own examples by the number of replicas.
+        share = tf.cast(size * replicas, tf.float32) / tf.cast(total, tf.float32)
+        compute = (
+            tf.function(self._compute_gradients, jit_compile=True) if self.jit_compile else self._compute_gradients
+        )
+        y_pred, loss, gradients = compute(_at_least_one((x, y, weights), size), share)
+        self._loss_tracker.update_state(loss * tf.cast(replicas, loss.dtype), sample_weight=size)
+        known = [each for each in gradients if each is not None]
+        reduced = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, known))
+        gradients = [None if each is None else next(reduced) for each in gradients]
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        return self.compute_metrics(x, y, _first(y_pred, size), sample_weight=weights)
+
+    def test_step(self, data: Any) -> Any:
+        """One step of a replica's evaluation on its share of a batch."""
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred = self._predict(x)
+        loss = self._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=weights, training=False)
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        self._loss_tracker.update_state(loss * tf.cast(replicas, loss.dtype), sample_weight=batch_size(x))
+        return self.compute_metrics(x, y, y_pred, sample_weight=weights)
+
+    def predict_step(self, data: Any) -> Any:
+        """One step of a replica's prediction on its share of a batch."""
+        return self._predict(keras.utils.unpack_x_y_sample_weight(data)[0])
+
+    def _predict(self, x: Any) -> Any:
+        size = batch_size(x)
+        some = _at_least_one(x, size)
+        return _first(self(some, training=False) if self._call_has_training_arg else self(some), size)
+
+    def _compute_gradients(self, data: Any, share: tf.Tensor) -> Any:
+        """Outputs, loss and gradients of a replica's share of a batch."""
+        if self.micro_batches == 1:
+            return self._compute_part(data, share)
+        shares = part_weights(batch_size(data), self.micro_batches)
+        done: list[Any] = []
+        for index in range(self.micro_batches):
+            # One after the other, or all would be in memory at once.
+            with tf.control_dependencies(tf.nest.flatten(done[-1:])):
+                part = take_part(data, self.micro_batches, index)
+                y_pred, loss, gradients = self._compute_part(part, share * shares[index])
+                done.append((y_pred, loss * shares[index], gradients))
+        y_preds, losses, gradients = zip(*done, strict=True)
+        joined = tf.nest.map_structure(lambda *each: tf.concat(each, 0), *y_preds)
+        return joined, tf.add_n(losses), [_sum(each) for each in zip(*gradients, strict=True)]
+
+    def _compute_part(self, data: Any, share: tf.Tensor) -> Any:
+        x, y, weights = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True) if self._call_has_training_arg else self(x)
+            loss = self._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=weights, training=True)
+            scaled = self.optimizer.scale_loss(loss * tf.cast(share, loss.dtype))
+        return y_pred, loss, tape.gradient(scaled, self.trainable_weights)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # From the types alone: Keras' own takes the mean of a batch over the replicas, of all there is in it.
+        if iterator is not None:
+            data_batch = iterator.data_adapter.get_tf_dataset().element_spec
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
+
+    def _make_function(self, step_function: Any) -> Any:
+        strategy, most = self.distribute_strategy, self.steps_per_execution
+        # How many batches of an iterator were used. An end that comes in the midst of an execution would cut off
+        # steps that have not ended yet.
+        place: list[Any] = [None, 0]
+
+        @tf.autograph.experimental.do_not_convert
+        def step(batch: Any) -> Any:
+            return strategy.run(step_function, args=(batch,))
+
+        def logs_of(outputs: Any) -> Any:
+            return tf.nest.map_structure(lambda each: strategy.reduce("MEAN", each, axis=None), outputs)
+
+        @tf.function(reduce_retracing=True)
+        def execute(iterator: Any, count: tf.Tensor) -> Any:
+            for _ in tf.range(count - 1):
+                step(next(iterator))
+            return logs_of(step(next(iterator)))
+
+        @tf.function(reduce_retracing=True)
+        def execute_one(iterator: Any) -> Any:
+            return logs_of(step(next(iterator)))
+
+        def function(iterator: Any) -> Any:
+            if most == 1:
+                return execute_one(iterator)
+            if place[0] is not iterator:
+                place[:] = [iterator, 0]
+            left = int(iterator._cardinality) - place[1]
+            if left == 0:
+                raise StopIteration
+            count = min(most, left)
+            place[1] += count
+            return execute(iterator, tf.constant(count))
+
+        return function
+
+
+_TOO_FEW = (
+    "a batch has fewer examples than there are replicas, and BatchNormalization needs one on each: choose a batch_size "
+    "that leaves a larger last batch, or leave the last one out (drop_remainder)"
+)
+
+
+def _has_statistics(model: keras.Model) -> bool:
+    """Whether a BatchNormalization learns: on a strategy it takes its statistics over all replicas."""
+    kinds = keras.layers.BatchNormalization
+    return any(isinstance(layer, kinds) and layer.trainable for layer in model._flatten_layers())
+
+
+def _check_losses(model: keras.Model) -> None:
+    """Raises where the losses of the replicas do not add up to that of one device."""
+    losses = [each for each in tf.nest.flatten(model.loss) if isinstance(each, keras.losses.Loss)]
+    for each in losses:
+        require(
+            each.reduction in ("sum_over_batch_size", "mean"),
+            f"the loss {each.name!r} has reduction={each.reduction!r}, whose sum over replicas is not that of one "
+            'device: use "sum_over_batch_size", and divide by what you need in the loss',
+        )
+
+
+def _sum(gradients: Any) -> Any:
+    """The sum of a variable's gradients, which may be sparse; None where it has none."""
+    return None if gradients[0] is None else tf.add_n([tf.convert_to_tensor(each) for each in gradients])
+
+
+def _at_least_one(data: Any, size: Any) -> Any:
+    """`data`, or an example of zeros where a replica has none: kernels give wrong shapes for empty batches."""
+    if not tf.is_tensor(size):
+        return data
+
+    def fill(part: Any) -> Any:
+        if not isinstance(part, tf.Tensor):
+            return part
+        shape = tf.concat([[1], tf.shape(part)[1:]], 0)
+        filled = tf.cond(size > 0, lambda: part, lambda: tf.zeros(shape, part.dtype))
+        filled.set_shape([None, *part.shape[1:]])
+        return filled
+
+    return keras.tree.map_structure(fill, data)
+
+
+def _first(outputs: Any, size: Any) -> Any:
+    """The first `size` outputs, with their masks."""
+    if not tf.is_tensor(size):
+        return outputs
+
+    def cut(part: tf.Tensor) -> tf.Tensor:
+        first, mask = part[:size], getattr(part, "_keras_mask", None)
+        if mask is not None:
+            first._keras_mask = mask[:size]
+        return first
+
+    return keras.tree.map_structure(cut, outputs)
