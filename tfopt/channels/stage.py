@@ -72,6 +72,12 @@ class PruneChannels(Stage):
         """Checks that channels can go, and as many as asked."""
         validate_training(work, self.epochs, self.fit)
         require_order(work, "channels")
+        measured = sorted(set(self.target or ()) & set(MEASURED))
+        require(
+            not measured or work.peers.count == 1,
+            f"each of {work.peers.count} workers would measure {', '.join(measured)} and find other channels: give a "
+            "target such as macs, or prune channels in a run of one process",
+        )
         model = work.need_model()
         plan = self._expected(model)
         smaller, kept = apply_plan(model, plan)

@@ -9,6 +9,7 @@ import numpy as np
 from tfopt.cluster.callback import ClusteringCallback, check_method, clustered_variables
 from tfopt.cluster.centroids import Initialization
 from tfopt.clusters import Clustered
+from tfopt.config import require
 from tfopt.order import require_order
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Cosine, Fit
@@ -49,6 +50,10 @@ class Cluster(Stage):
 
     def __post_init__(self) -> None:
         check_method(self.number_of_clusters, self.initialization, self.refresh)
+        require(
+            self.fit.synchronize_every == 1,
+            "replicas that train by themselves would choose clusters of their own: leave synchronize_every out",
+        )
 
     def validate(self, work: Work) -> Work:
         """Checks that there is something to cluster."""

@@ -72,6 +72,10 @@ class Prune(Stage):
             self.fit.early_stopping is None,
             "early stopping could end the training before the pruning schedule does: leave it out of Prune's fit",
         )
+        require(
+            self.fit.synchronize_every == 1,
+            "replicas that train by themselves would choose zeros of their own: leave synchronize_every out",
+        )
         # Of a schedule over as many steps as the criterion needs, whatever the data will be.
         check_method(self.schedule_over(1000), Pattern(self.pattern), self.layers, self.criterion)
 

@@ -67,7 +67,7 @@ class FakeQuant(QuantizedLayer):
     def build(self, input_shape: Any) -> None:
         """Adds the range and the count of batches that it was made from."""
         if self.fixed is None:
-            options = {"trainable": False, "aggregation": "mean", "dtype": "float32"}
+            options = {"trainable": False, "dtype": "float32"}
             self.low = self.add_weight(shape=(), initializer="zeros", name="low", **options)
             self.high = self.add_weight(shape=(), initializer="zeros", name="high", **options)
             self.batches = self.add_weight(shape=(), initializer="zeros", name="batches", **options)
@@ -163,6 +163,7 @@ class FakeQuant(QuantizedLayer):
             high = tf.minimum(high, highest)
         elif self.bits == 8:
             high = tf.where(high == -low, high * _UNEVEN, high)
+        low, high = _over_replicas(low, high)
         count = tf.convert_to_tensor(self.batches)
         rate = tf.maximum(1.0 / (count + 1.0), 1.0 - _MOMENTUM)
         self.low.assign(self.low + rate * (low - self.low))
@@ -219,3 +220,12 @@ def fake_quantize(inputs: Any, low: Any, high: Any, bits: int) -> tf.Tensor:
         return y, gradient
 
     return rounded(inputs)
+
+
+def _over_replicas(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The range of the whole batch, from those of each replica's share."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return low, high
+    ends = tf.reduce_max(replica.all_gather(tf.stack([-low, high])[None], axis=0), axis=0)
+    return -ends[0], ends[1]

@@ -40,6 +40,22 @@ class Cosine(Config):
         require_fraction("warmup", self.warmup)
         require_fraction("final", self.final, one=True)
 
+    def scaled(self, batch_size: int, base: int = 256, warmup: float = 0.05) -> "Cosine":
+        """The schedule for another batch size, by the linear scaling rule: as many times the peak, after a warm-up.
+
+        Args:
+          batch_size: examples a step, of all replicas together.
+          base: the batch size that `peak` was found for.
+          warmup: the least share of the steps to rise in, where the peak becomes higher.
+
+        Source: Goyal et al., 2017, arXiv:1706.02677, section 2.
+
+        >>> Cosine(0.1).scaled(1024)
+        Cosine(peak=0.4, warmup=0.05)
+        """
+        rising = max(self.warmup, warmup) if batch_size > base else self.warmup
+        return dataclasses.replace(self, peak=self.peak * batch_size / base, warmup=rising)
+
     def over(self, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
         """The schedule for a training of so many optimizer steps."""
         rising = int(self.warmup * steps)
@@ -68,6 +84,11 @@ class Fit(Config):
       class_weight: weight of each class by its label; "balanced": the inverse of its frequency. Weights of single
         examples are the third part of the data.
       tensorboard: write TensorBoard logs to the workdir (extra `tensorboard`).
+      clip_norm: the largest norm of all gradients together, which are scaled down to it; None: they stay.
+      micro_batches: parts of a batch that are computed one after the other, for less memory (gradient accumulation);
+        see `tfopt.on_strategy`.
+      synchronize_every: steps that replicas train by themselves before they take the mean (local SGD); replaces
+        `steps_per_execution`.
 
     Raises:
       ValueError: for a value that does not exist or is out of range.
@@ -82,6 +103,9 @@ class Fit(Config):
     early_stopping: int | None = None
     class_weight: Mapping[int, float] | str | None = None
     tensorboard: bool = False
+    clip_norm: float | None = None
+    micro_batches: int = 1
+    synchronize_every: int = 1
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
@@ -93,9 +117,17 @@ class Fit(Config):
             self.precision in PRECISIONS,
             f"precision must be one of {', '.join(PRECISIONS)}, received {self.precision!r}",
         )
+        for name in ("steps_per_execution", "micro_batches", "synchronize_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} must be at least 1, received {value!r}")
         require(
-            self.steps_per_execution >= 1,
-            f"steps_per_execution must be at least 1, received {self.steps_per_execution}",
+            self.synchronize_every == 1 or self.steps_per_execution in (1, self.synchronize_every),
+            f"synchronize_every={self.synchronize_every} is the steps_per_execution too: leave "
+            f"steps_per_execution={self.steps_per_execution} out",
+        )
+        require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"clip_norm must be None or above 0, received {self.clip_norm!r}",
         )
         require(
             self.early_stopping is None or self.early_stopping >= 1,
@@ -119,7 +151,8 @@ class Fit(Config):
     def make_optimizer(self, steps: int) -> keras.optimizers.Optimizer:
         """A new optimizer for a training of so many steps."""
         rate = self.learning_rate
-        return _optimizers()[self.optimizer.lower()](rate.over(steps) if isinstance(rate, Cosine) else rate)
+        make = _optimizers()[self.optimizer.lower()]
+        return make(rate.over(steps) if isinstance(rate, Cosine) else rate, global_clipnorm=self.clip_norm)
 
     def uses_xla(self) -> bool:
         """Whether the step is compiled with XLA on this machine."""

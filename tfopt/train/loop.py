@@ -14,7 +14,7 @@ from tfopt.progress import current_bar
 from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
 from tfopt.train.fit import Fit
 from tfopt.train.precision import computes_in, to_policy
-from tfopt.train.replicas import on_strategy
+from tfopt.train.replicas import has_statistics, on_strategy
 from tfopt.train.strategies import is_one_device
 from tfopt.train.task import build_state, task_of
 from tfopt.workers.peers import Peers
@@ -53,16 +53,18 @@ def train(
     trainee = model if keeps_precision else to_policy(model, fit.precision)
     whole = trainee
     peers = Peers(strategy or tf.distribute.get_strategy())
+    is_replicated = not is_one_device(peers.strategy)
     with contextlib.ExitStack() as stack:
-        if not is_one_device(peers.strategy):
+        if is_replicated or fit.micro_batches > 1:
             peers.take_weights_of_chief(whole.variables)
-            trainee = stack.enter_context(on_strategy(whole, peers.strategy))
+            copy = on_strategy(whole, peers.strategy, fit.micro_batches, fit.synchronize_every)
+            trainee = stack.enter_context(copy)
         stack.enter_context(keeping(trainee, keep))
         task.compile(
             trainee,
             optimizer=fit.make_optimizer(epochs * steps),
-            jit_compile=fit.uses_xla(),
-            steps_per_execution=fit.steps_per_execution,
+            jit_compile=fit.uses_xla() and not (is_replicated and fit.jit_compile is None and has_statistics(whole)),
+            steps_per_execution=max(fit.steps_per_execution, fit.synchronize_every),
         )
         epoch = tf.Variable(0, dtype=tf.int64)
         # Finite batches, one set an epoch: of an endless stream, steps_per_execution would take too many.

@@ -16,12 +16,17 @@ import keras
 import tensorflow as tf
 
 from tfopt.config import require
+from tfopt.data import Data
+from tfopt.train.fit import Fit
 from tfopt.train.micro import batch_size, part_weights, take_part
+from tfopt.train.strategies import is_one_device
 from tfopt.workdir import load_saved
 
 
 @contextlib.contextmanager
-def on_strategy(model: keras.Model, strategy: tf.distribute.Strategy, micro_batches: int = 1) -> Iterator[keras.Model]:
+def on_strategy(
+    model: keras.Model, strategy: tf.distribute.Strategy, micro_batches: int = 1, synchronize_every: int = 1
+) -> Iterator[keras.Model]:
     """A copy of a model whose variables are on every replica, for `compile` and `fit` inside the block.
 
     When the block ends, the model has the weights that the copy has learnt; it is otherwise as it was. Each
@@ -34,6 +39,9 @@ def on_strategy(model: keras.Model, strategy: tf.distribute.Strategy, micro_batc
       micro_batches: parts into which each replica cuts its share of a batch, at least 1. They are computed one after
         the other, in less memory, and the gradients summed (gradient accumulation) before they are sent and applied.
         The step is that of the whole batch, except that BatchNormalization has the statistics of each part.
+      synchronize_every: steps that each replica trains by itself before the weights, the optimizer's too, become the
+        mean of all (local SGD), at least 1; it must be the `steps_per_execution` of `compile`. 1: gradients are summed
+        at each step, as one device would. Source: Stich, 2019, arXiv:1805.09767.
 
     Raises:
       ValueError: the model cannot be copied, or not be trained as `compile` says; see there.
@@ -45,14 +53,19 @@ def on_strategy(model: keras.Model, strategy: tf.distribute.Strategy, micro_batc
     >>> bool((model.weights[0].numpy() == copy.weights[0].numpy()).all())
     True
     """
-    require(micro_batches >= 1, f"micro_batches must be at least 1, received {micro_batches!r}")
+    for name, value in (("micro_batches", micro_batches), ("synchronize_every", synchronize_every)):
+        require(value >= 1, f"{name} must be at least 1, received {value!r}")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "model.keras")
         # Outside of the scope, where it could make variables, of an optimizer that other workers do not have.
         model.save(path)
         with strategy.scope():
             copy = _copy(model, path)
-    copy.micro_batches = micro_batches
+    copy.micro_batches, copy.synchronize_every = micro_batches, synchronize_every
+    for layer in copy._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization) and strategy.num_replicas_in_sync > 1:
+            # What a replica trains by itself has statistics of its own.
+            layer.synchronized = synchronize_every == 1
     with strategy.scope():
         yield copy
     for own, learnt in zip(model.variables, copy.variables, strict=True):
@@ -70,9 +83,6 @@ def _copy(model: keras.Model, path: pathlib.Path) -> keras.Model:
         # Layers of subclassed models get new names; and what a file does not keep.
         copied._path, copied.trainable = own.path, own.trainable
         copied.assign(own.numpy())
-    for layer in copy._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = True
     kind = type(copy)
     own = {name: getattr(kind, name) for name in _STEPS if getattr(kind, name) is not getattr(keras.Model, name)}
     copy.__class__ = type(kind.__name__, (_Replicated, kind), {"__module__": kind.__module__, **own})
@@ -87,19 +97,25 @@ class _Replicated(keras.Model):
     """What a model does otherwise on a strategy."""
 
     micro_batches = 1
+    synchronize_every = 1
 
     def compile(self, *arguments: Any, **options: Any) -> None:
         """As Keras' own; refuses what would train otherwise than one device, or not at all."""
         super().compile(*arguments, **options)
         _check_losses(self)
         own_step = type(self).train_step is _Replicated.train_step
+        require(
+            self.synchronize_every in (1, self.steps_per_execution),
+            f"synchronize_every={self.synchronize_every} needs as many steps_per_execution, received "
+            f"{self.steps_per_execution}",
+        )
+        require(
+            own_step or self.micro_batches == self.synchronize_every == 1,
+            f"{self.name!r} has a train_step of its own, which micro_batches and synchronize_every would not reach",
+        )
         if self.jit_compile:
-            require(
-                own_step and not _has_statistics(self),
-                f"jit_compile=True on a strategy compiles what each replica does by itself, and {self.name!r} has "
-                f"{'a BatchNormalization that learns' if own_step else 'a train_step of its own'}, where replicas "
-                "speak to each other: leave jit_compile out",
-            )
+            require(not has_statistics(self), _no_xla(self))
+            require(own_step, f"{self.name!r} has a train_step of its own, which jit_compile=True would not reach")
         if own_step:
             optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
             require(
@@ -110,26 +126,54 @@ class _Replicated(keras.Model):
             # The step below has summed the gradients over the replicas before the optimizer clips or inspects them.
             optimizer._all_reduce_sum_gradients = list
 
+    def fit(self, x: Any = None, *arguments: Any, validation_data: Any = None, **options: Any) -> Any:
+        """As Keras' own; each worker takes its share of each batch, from whatever files these come."""
+        return super().fit(_shared(x), *arguments, validation_data=_shared(validation_data), **options)
+
+    def evaluate(self, x: Any = None, *arguments: Any, **options: Any) -> Any:
+        """As Keras' own; see `fit`."""
+        return super().evaluate(_shared(x), *arguments, **options)
+
+    def predict(self, x: Any, *arguments: Any, **options: Any) -> Any:
+        """As Keras' own; see `fit`."""
+        return super().predict(_shared(x), *arguments, **options)
+
     def train_step(self, data: Any) -> Any:
         """One step of a replica on its share of a batch."""
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         replica, size = tf.distribute.get_replica_context(), batch_size(x)
         replicas = replica.num_replicas_in_sync
-        if replicas > 1 and _has_statistics(self):
+        if replicas > 1 and has_statistics(self):
             tf.debugging.assert_greater(size, 0, _TOO_FEW)
-        total = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.convert_to_tensor(size))
-        # Keras divides the mean over its own examples by the number of replicas.
-        share = tf.cast(size * replicas, tf.float32) / tf.cast(total, tf.float32)
+        share = self._share(size)
         compute = (
             tf.function(self._compute_gradients, jit_compile=True) if self.jit_compile else self._compute_gradients
         )
         y_pred, loss, gradients = compute(_at_least_one((x, y, weights), size), share)
         self._loss_tracker.update_state(loss * tf.cast(replicas, loss.dtype), sample_weight=size)
-        known = [each for each in gradients if each is not None]
-        reduced = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, known))
-        gradients = [None if each is None else next(reduced) for each in gradients]
+        if self.synchronize_every == 1:
+            known = [each for each in gradients if each is not None]
+            reduced = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, known))
+            gradients = [None if each is None else next(reduced) for each in gradients]
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         return self.compute_metrics(x, y, _first(y_pred, size), sample_weight=weights)
+
+    def _share(self, size: Any) -> tf.Tensor:
+        """What the loss of this replica is multiplied by: Keras divides the mean over its examples by the replicas."""
+        replica = tf.distribute.get_replica_context()
+        examples = tf.cast(size * replica.num_replicas_in_sync, tf.float32)
+        if self.synchronize_every > 1:
+            return tf.math.divide_no_nan(examples, tf.cast(size, tf.float32))
+        total = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.convert_to_tensor(size))
+        return examples / tf.cast(total, tf.float32)
+
+    def _average(self) -> None:
+        """Sets what the replicas have learnt by themselves to their mean."""
+        known = [each for each in (*self.variables, *self.optimizer.variables) if each.dtype.startswith("float")]
+        replica = tf.distribute.get_replica_context()
+        means = replica.all_reduce(tf.distribute.ReduceOp.MEAN, [tf.convert_to_tensor(each) for each in known])
+        for variable, mean in zip(known, means, strict=True):
+            variable.assign(mean)
 
     def test_step(self, data: Any) -> Any:
         """One step of a replica's evaluation on its share of a batch."""
@@ -182,6 +226,9 @@ class _Replicated(keras.Model):
 
     def _make_function(self, step_function: Any) -> Any:
         strategy, most = self.distribute_strategy, self.steps_per_execution
+        if is_one_device(strategy):
+            return super()._make_function(step_function)
+        is_local = step_function == self.train_step and self.synchronize_every > 1
         # How many batches of an iterator were used. An end that comes in the midst of an execution would cut off
         # steps that have not ended yet.
         place: list[Any] = [None, 0]
@@ -197,7 +244,10 @@ class _Replicated(keras.Model):
         def execute(iterator: Any, count: tf.Tensor) -> Any:
             for _ in tf.range(count - 1):
                 step(next(iterator))
-            return logs_of(step(next(iterator)))
+            logs = logs_of(step(next(iterator)))
+            if is_local:
+                strategy.run(self._average)
+            return logs
 
         @tf.function(reduce_retracing=True)
         def execute_one(iterator: Any) -> Any:
@@ -219,15 +269,55 @@ class _Replicated(keras.Model):
 
 
 _TOO_FEW = (
-    "a batch has fewer examples than there are replicas, and BatchNormalization needs one on each: choose a batch_size "
-    "that leaves a larger last batch, or leave the last one out (drop_remainder)"
+    "A batch has fewer examples than there are replicas, and layers that take statistics of it (BatchNormalization, "
+    "watched ranges) need one on each: choose a batch_size that leaves a larger last batch"
 )
 
 
-def _has_statistics(model: keras.Model) -> bool:
-    """Whether a BatchNormalization learns: on a strategy it takes its statistics over all replicas."""
-    kinds = keras.layers.BatchNormalization
-    return any(isinstance(layer, kinds) and layer.trainable for layer in model._flatten_layers())
+def has_statistics(model: keras.Model) -> bool:
+    """Whether a layer takes statistics of the whole batch, for which replicas speak to each other in its midst."""
+    return any(
+        (isinstance(layer, keras.layers.BatchNormalization) and layer.trainable) or getattr(layer, "watches", False)
+        for layer in model._flatten_layers()
+    )
+
+
+def check_replicas(model: keras.Model, data: Data, fit: Fit, strategy: tf.distribute.Strategy) -> None:
+    """Raises a ValueError where a model cannot be trained on a strategy as on one device, before it is tried."""
+    replicas, batch, last = strategy.num_replicas_in_sync, data.batch_size, data.sizes["train"] % data.batch_size
+    require(
+        replicas > 1 or fit.synchronize_every == 1,
+        f"synchronize_every={fit.synchronize_every} is for several replicas, and the strategy has one",
+    )
+    require(
+        batch % replicas == 0,
+        f"batch_size={batch} is shared by {replicas} replicas, which it must be a multiple of: take "
+        f"{-(-batch // replicas) * replicas}",
+    )
+    if replicas == 1 or not has_statistics(model):
+        return
+    require(not fit.jit_compile, _no_xla(model))
+    require(
+        last == 0 or last >= replicas,
+        f"the last batch of an epoch has {last} examples for {replicas} replicas. {_TOO_FEW}",
+    )
+
+
+def _no_xla(model: keras.Model) -> str:
+    return (
+        f"jit_compile=True on a strategy compiles what each replica does by itself, and {model.name!r} has layers with "
+        "statistics of the whole batch (BatchNormalization, watched ranges), where replicas speak to each other in its "
+        "midst: leave jit_compile out"
+    )
+
+
+def _shared(data: Any) -> Any:
+    """A dataset that workers share batch by batch: by files, which is what TensorFlow would choose, they get others."""
+    if not isinstance(data, tf.data.Dataset):
+        return data
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return data.with_options(options)
 
 
 def _check_losses(model: keras.Model) -> None:

@@ -14,6 +14,7 @@ from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit, check_training
 from tfopt.train.loop import train
 from tfopt.train.precision import to_policy
+from tfopt.train.replicas import check_replicas
 from tfopt.train.task import task_of
 from tfopt.variables import LayerSelection, all_layers, select_layers
 
@@ -168,3 +169,4 @@ def validate_training(work: Work, epochs: int, fit: Fit) -> None:
     check_data(data, model)
     task_of(model, data)
     fit.class_weights(data)
+    check_replicas(model, data, fit, work.strategy)

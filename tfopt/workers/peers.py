@@ -50,9 +50,16 @@ class Peers:
         self.texts("")
 
     def take_weights_of_chief(self, variables: Sequence[keras.Variable]) -> None:
-        """Sets variables to the chief's values, where this process may have computed others."""
+        """Sets variables to the chief's values, where this process may have computed others.
+
+        Raises:
+          RuntimeError: the chief has other variables.
+        """
         if self.count == 1:
             return
+        shapes = self.texts(repr([tuple(each.shape) for each in variables]))
+        if len(set(shapes)) > 1:
+            raise RuntimeError(f"workers came to models of different shapes before they train: {' | '.join(shapes)}")
         for variable in variables:
             value = keras.ops.convert_to_numpy(variable)
             # Integers and booleans travel in 64 bits; floats as they are.
