@@ -241,29 +241,46 @@ class _Replicated(keras.Model):
             return tf.nest.map_structure(lambda each: strategy.reduce("MEAN", each, axis=None), outputs)
 
         @tf.function(reduce_retracing=True)
-        def execute(iterator: Any, count: tf.Tensor) -> Any:
-            for _ in tf.range(count - 1):
-                step(next(iterator))
-            logs = logs_of(step(next(iterator)))
-            if is_local:
-                strategy.run(self._average)
-            return logs
-
-        @tf.function(reduce_retracing=True)
         def execute_one(iterator: Any) -> Any:
             return logs_of(step(next(iterator)))
 
+        @tf.function(reduce_retracing=True)
+        def execute(iterator: Any, count: tf.Tensor) -> Any:
+            for _ in tf.range(count - 1):
+                step(next(iterator))
+            return logs_of(step(next(iterator)))
+
+        @tf.function
+        def average() -> None:
+            strategy.run(self._average)
+
+        def one_by_one(iterator: Any) -> Any:
+            logs = execute_one(iterator)
+            for _ in range(most - 1):
+                try:
+                    logs = execute_one(iterator)
+                except tf.errors.OutOfRangeError:
+                    break
+            return logs
+
         def function(iterator: Any) -> Any:
-            if most == 1:
-                return execute_one(iterator)
             if place[0] is not iterator:
                 place[:] = [iterator, 0]
-            left = int(iterator._cardinality) - place[1]
-            if left == 0:
-                raise StopIteration
-            count = min(most, left)
-            place[1] += count
-            return execute(iterator, tf.constant(count))
+            size = int(iterator._cardinality)
+            if most == 1:
+                logs = execute_one(iterator)
+            elif size < 0:
+                # Of unknown size, as arrays are.
+                logs = one_by_one(iterator)
+            else:
+                count = min(most, size - place[1])
+                if count == 0:
+                    raise StopIteration
+                place[1] += count
+                logs = execute(iterator, tf.constant(count))
+            if is_local:
+                average()
+            return logs
 
         return function
 

@@ -1,0 +1,244 @@
+"""Training on several replicas and in several processes: equal to one device, or refused."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfopt
+from tests.conftest import blobs, small_model
+from tests.replica_cases import CASES, examples, model, trained
+from tfopt.train.replicas import on_strategy
+
+# In float32 only the order of sums differs. In 16 bits a replica rounds sums of gradients over its half of a batch:
+# 2^-11 and 2^-8 are what float16 and bfloat16 round by, and some steps add up.
+TOLERANCE = {"float32": 1e-4, "mixed_float16": 4e-3, "mixed_bfloat16": 3e-2}
+QUICK = [("float32", False, 1), ("mixed_float16", False, 4)]
+MARKED = [
+    pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK), id="-".join(map(str, case))) for case in CASES
+]
+
+
+def assert_equal(found, alone, policy):
+    assert found["steps"] == alone["steps"] == [14]
+    for name, values in alone.items():
+        if name.endswith("accuracy"):
+            # A hair's breadth between two outputs decides of an example: of two at most.
+            assert np.asarray(found[name]) == pytest.approx(np.asarray(values), abs=2.1 / 103), name
+            continue
+        assert np.asarray(found[name]) == pytest.approx(np.asarray(values), rel=TOLERANCE[policy], abs=1e-4), name
+
+
+def in_processes(script, arguments, count=2, seconds=400):
+    """What each of several workers prints, of a script that makes the strategy multi_worker."""
+    with_ports = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    addresses = [f"localhost:{each.getsockname()[1]}" for each in with_ports]
+    for each in with_ports:
+        each.close()
+    processes = []
+    for index in range(count):
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        environ = {**os.environ, "TF_CONFIG": json.dumps(task), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        command = [sys.executable, "-m", script, *arguments]
+        processes.append(
+            subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        results = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, results, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return [output for output, _ in results]
+
+
+@pytest.mark.parametrize(("policy", "xla", "steps_per_execution"), MARKED)
+def test_two_replicas_train_as_one_device(policy, xla, steps_per_execution, mirrored):
+    alone = trained(policy, xla, steps_per_execution, None)
+    assert_equal(trained(policy, xla, steps_per_execution, mirrored), alone, policy)
+
+
+@pytest.mark.parametrize(
+    "cases", [QUICK, pytest.param([each for each in CASES if each not in QUICK], marks=pytest.mark.slow)]
+)
+def test_two_processes_train_as_one_device(cases):
+    outputs = in_processes("tests.replica_cases", [json.dumps(cases)])
+    for output in outputs:
+        results = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        assert [tuple(each["case"]) for each in results] == cases
+        for each in results:
+            assert_equal(each["found"], trained(*each["case"], None), each["case"][0])
+
+
+def learn(subject, strategy, batches, micro_batches=1, synchronize_every=1, **options):
+    with on_strategy(subject, strategy, micro_batches, synchronize_every) as copy:
+        copy.compile(keras.optimizers.SGD(0.05, momentum=0.5), "sparse_categorical_crossentropy", **options)
+        return copy.fit(batches, epochs=2, verbose=0, shuffle=False).history["loss"]
+
+
+def test_a_replica_without_an_example(mirrored):
+    x, y = examples()
+    batches = tf.data.Dataset.from_tensor_slices((x[:17], y[:17])).batch(16)
+    losses, weights = [], []
+    for strategy in (mirrored, tf.distribute.get_strategy()):
+        subject = model("float32", True)
+        losses.append(learn(subject, strategy, batches, jit_compile=False))
+        weights.append(subject.get_weights())
+        predicted = subject.predict(x[:17], verbose=0)
+        assert predicted.shape == (17, 3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for ours, theirs in zip(*weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("on", ["one device", "two replicas"])
+def test_micro_batches_train_as_the_whole_batch(on, mirrored):
+    x, y = examples()
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    strategy = mirrored if on == "two replicas" else tf.distribute.get_strategy()
+    whole, parts = model("float32", True), model("float32", True)
+    one = learn(whole, tf.distribute.get_strategy(), batches, jit_compile=False)
+    assert learn(parts, strategy, batches, micro_batches=3, jit_compile=False) == pytest.approx(one, rel=1e-4)
+    for ours, theirs in zip(parts.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_local_sgd_takes_the_mean_of_what_replicas_learn(mirrored):
+    x, y = examples()
+    batches = tf.data.Dataset.from_tensor_slices((x[:64], y[:64])).batch(16)
+    subject = model("float32", True)
+    learn(subject, mirrored, batches, synchronize_every=4, steps_per_execution=4, jit_compile=False)
+    halves = []
+    for half in (0, 1):
+        own = np.concatenate([x[start + 8 * half : start + 8 * half + 8] for start in range(0, 64, 16)])
+        labels = np.concatenate([y[start + 8 * half : start + 8 * half + 8] for start in range(0, 64, 16)])
+        halves.append((own, labels))
+    # By hand: each half alone for four steps, then the mean of weights and momenta.
+    learners = [model("float32", True) for _ in halves]
+    for learner in learners:
+        learner.compile(keras.optimizers.SGD(0.05, momentum=0.5), "sparse_categorical_crossentropy", jit_compile=False)
+    for _ in range(2):
+        for learner, (own, labels) in zip(learners, halves, strict=True):
+            learner.fit(own, labels, batch_size=8, shuffle=False, verbose=0)
+        pairs = [(*learner.variables, *learner.optimizer.variables) for learner in learners]
+        for ours, theirs in zip(*pairs, strict=True):
+            if ours.dtype == "float32":
+                mean = (ours.numpy() + theirs.numpy()) / 2
+                ours.assign(mean)
+                theirs.assign(mean)
+    for ours, theirs in zip(subject.get_weights(), learners[0].get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class OwnStep(keras.Model):
+    """A subclassed model with a training step of its own."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dense = keras.layers.Dense(3, activation="softmax")
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.built = True
+
+    def call(self, x):
+        return self.dense(x)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        self.optimizer.apply_gradients(
+            zip(tape.gradient(loss, self.trainable_weights), self.trainable_weights, strict=True)
+        )
+        self._loss_tracker.update_state(loss * 2)
+        return {"loss": self._loss_tracker.result(), "own": tf.constant(7.0)}
+
+
+def test_own_train_step_is_kept(mirrored):
+    subject = OwnStep(name="own")
+    subject.build((None, 4))
+    paths = [each.path for each in subject.variables]
+    x, y = np.random.default_rng(0).normal(size=(32, 4)).astype("float32"), np.arange(32) % 3
+    before = subject.get_weights()
+    with on_strategy(subject, mirrored) as copy:
+        copy.compile("sgd", "sparse_categorical_crossentropy", steps_per_execution=2)
+        history = copy.fit(x, y, batch_size=8, epochs=1, verbose=0, shuffle=False).history
+        assert [each.path for each in copy.variables] == paths
+    assert history["own"] == [7.0]
+    assert not np.array_equal(before[0], subject.get_weights()[0])
+    assert type(subject) is OwnStep
+
+
+def test_model_comes_back_as_it_went_in(mirrored):
+    subject = small_model()
+    subject.get_layer("conv").kernel.trainable = False
+    frozen = subject.get_layer("conv").kernel.numpy()
+    before = [(each.path, each.trainable, type(each.value).__name__) for each in subject.variables]
+    x, y = blobs(48)
+    with on_strategy(subject, mirrored) as copy:
+        copy.compile("adam", "sparse_categorical_crossentropy")
+        copy.fit(x, y, batch_size=24, verbose=0)
+        assert copy.get_layer("bn").synchronized
+    assert [(each.path, each.trainable, type(each.value).__name__) for each in subject.variables] == before
+    assert not subject.get_layer("bn").synchronized
+    np.testing.assert_array_equal(subject.get_layer("conv").kernel.numpy(), frozen)
+    assert subject.get_layer("bn").moving_mean.numpy().any()
+
+
+@pytest.mark.parametrize(
+    ("fit", "batch_size", "examples", "words"),
+    [
+        ({"jit_compile": True}, 24, 240, "statistics of the whole batch"),
+        ({}, 25, 240, "multiple of: take 26"),
+        ({}, 24, 145, "last batch of an epoch has 1 examples for 2 replicas"),
+    ],
+)
+def test_refused_before_training(fit, batch_size, examples, words, mirrored, tmp_path):
+    images = blobs(examples)
+    data = tfopt.from_arrays(images, images, images, batch_size=batch_size)
+    work = tfopt.Work(model=small_model(), data=data, workdir=tmp_path, strategy=mirrored)
+    with pytest.raises(ValueError, match=words):
+        tfopt.run([tfopt.Train(1, fit=tfopt.Fit(**fit))], work)
+    assert not list(tmp_path.glob("01-*"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "words"),
+    [
+        (keras.losses.SparseCategoricalCrossentropy(reduction="sum"), {}, "reduction='sum'"),
+        ("mse", {"optimizer": keras.optimizers.SGD(gradient_accumulation_steps=2)}, "pass micro_batches"),
+    ],
+)
+def test_compile_refuses_what_replicas_cannot_add_up(loss, options, words, mirrored):
+    with on_strategy(model("float32", True), mirrored) as copy, pytest.raises(ValueError, match=words):
+        copy.compile(**{"optimizer": "sgd", "loss": loss, **options})
+
+
+@pytest.mark.parametrize(
+    ("stages", "key"),
+    [
+        ([tfopt.Train(2)], "train"),
+        pytest.param([tfopt.Prune(0.5, epochs=2)], "prune", marks=pytest.mark.slow),
+        pytest.param([tfopt.Cluster(8, epochs=2)], "cluster", marks=pytest.mark.slow),
+        ([tfopt.QuantizeAware(2, fit=tfopt.Fit(1e-2, steps_per_execution=3))], "quantize"),
+    ],
+)
+def test_stages_train_as_on_one_device(stages, key, mirrored, trained, data, tmp_path):
+    found = {}
+    for name, strategy in (("two", mirrored), ("one", "one_device")):
+        work = tfopt.Work(model=trained, data=data, workdir=tmp_path / name, strategy=strategy)
+        after = tfopt.run(stages, work)
+        found[name] = after.report.stages[0].history, after.model.get_weights()
+    for series, values in found["one"][0].items():
+        assert found["two"][0][series] == pytest.approx(values, rel=1e-3, abs=1e-5), series
+    for ours, theirs in zip(found["two"][1], found["one"][1], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=2e-3)
