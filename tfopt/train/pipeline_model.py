@@ -72,8 +72,8 @@ class PipelineModel(keras.Model):
       layout: what runs where.
     """
 
-    def __init__(self, source: Any, layout: Layout) -> None:
-        super().__init__(name=source.name, dtype=source.dtype_policy)
+    def __init__(self, source: Any, layout: Layout, name: str) -> None:
+        super().__init__(name=name, dtype=source.dtype_policy)
         # As in a functional model, whose inputs go to the layers as they are.
         self._convert_input_args, self._allow_non_tensor_positional_args = False, True
         self.placed = list(layout.layers.values())

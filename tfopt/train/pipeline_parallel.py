@@ -86,8 +86,9 @@ def place(
         # Keras numbers seed generators anew.
         new._path = old.path
         new.trainable, new.constraint, new.regularizer = old.trainable, old.constraint, old.regularizer
+    layout = Layout(graph.inputs, graph.outputs, tuple(partitions), layers, micro_batches)
     try:
-        yield PipelineModel(source, Layout(graph.inputs, graph.outputs, tuple(partitions), layers, micro_batches))
+        yield PipelineModel(source, layout, model.name)
     finally:
         for old, new in pairs:
             old.assign(new)
