@@ -68,15 +68,19 @@ class PipelineModel(keras.Model):
     """A copy of a model with its layers spread over devices; `place` makes it.
 
     Args:
-      source: the functional model whose structure of inputs and outputs it has.
+      model: that is copied.
+      source: the functional model that it is, or has inside, whose structure of inputs and outputs the copy has.
       layout: what runs where.
     """
 
-    def __init__(self, source: Any, layout: Layout, name: str) -> None:
-        super().__init__(name=name, dtype=source.dtype_policy)
+    def __init__(self, model: keras.Model, source: Any, layout: Layout) -> None:
+        super().__init__(name=model.name, dtype=model.dtype_policy)
         # As in a functional model, whose inputs go to the layers as they are.
         self._convert_input_args, self._allow_non_tensor_positional_args = False, True
-        self.placed = list(layout.layers.values())
+        # Variables in the model's order, whatever runs first: weights and checkpoints fit both.
+        order = {id(variable): index for index, variable in enumerate(model.variables)}
+        ranked = sorted(layout.layers, key=lambda layer: min((order[id(v)] for v in layer.variables), default=-1))
+        self.placed = [layout.layers[layer] for layer in ranked]
         self.output_names = list(source.output_names)
         self._layout = layout
         # In closures: Keras would take a model in an attribute for a part of this one.

@@ -88,7 +88,7 @@ def place(
         new.trainable, new.constraint, new.regularizer = old.trainable, old.constraint, old.regularizer
     layout = Layout(graph.inputs, graph.outputs, tuple(partitions), layers, micro_batches)
     try:
-        yield PipelineModel(source, layout, model.name)
+        yield PipelineModel(model, source, layout)
     finally:
         for old, new in pairs:
             old.assign(new)
