@@ -90,7 +90,7 @@ def assert_equal_logs(expected, found, atol=1e-6):
 @pytest.mark.parametrize("micro_batches", quick([1, 2, 3], 3))
 def test_trains_as_on_one_device(micro_batches):
     # Of 3 micro-batches of the last batch of 2, one is empty.
-    one, two = twins(skips)
+    one, two = twins(lambda: skips(kernel_regularizer="l2"))
     compile_skips(one)
     logs = fit_skips(one)
     with place(two, DEVICES, micro_batches) as placed:
@@ -347,6 +347,13 @@ def test_variables_and_operations_are_on_their_devices(micro_batches):
                 if inside and operation.type not in ("ReadVariableOp", "Placeholder"):
                     assert device_of(operation.device) == device, operation.name
                     matmuls[name] += operation.type == "MatMul"
+        # The optimizer writes each variable from the device where it is.
+        handles = {id(inside): outside for outside, inside in graph.captures}
+        writes = [each for each in graph.get_operations() if re.match(r"adam\w*/Assign\w+VariableOp", each.name)]
+        writes = [each for each in writes if each.device]
+        assert len(writes) == 3 * len(placed.trainable_variables)
+        for each in writes:
+            assert device_of(each.device) == device_of(handles[id(each.inputs[0])].device), each.name
         # Forwards, and backwards for the weights and for the input.
         assert {name: matmuls[name] for name in ("early", "hidden", "wide", "out")} == dict.fromkeys(
             ("early", "hidden", "wide", "out"), 3 * micro_batches
@@ -471,7 +478,7 @@ def test_a_shared_layer_is_not_cut_where_the_cut_is_free():
     assert second.layers == ("out",)
 
 
-def test_strategies_keras_distributions_and_xla_are_refused(mirrored):
+def test_strategies_keras_distributions_xla_and_saving_the_copy_are_refused(mirrored):
     with pytest.raises(ValueError, match="a strategy exclude each other"):
         with mirrored.scope(), place(dense(2), DEVICES):
             pass
@@ -488,6 +495,8 @@ def test_strategies_keras_distributions_and_xla_are_refused(mirrored):
     finally:
         keras.distribution.set_distribution(None)
     with place(dense(2), DEVICES) as placed:
+        with pytest.raises(NotImplementedError, match="is a copy for training: save the model itself"):
+            placed.save("copy.keras")
         with pytest.raises(ValueError, match="XLA compiles for one device"):
             placed.compile("sgd", "mse", jit_compile=True)
         placed.compile("sgd", "mse", jit_compile="auto")

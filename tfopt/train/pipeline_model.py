@@ -104,6 +104,17 @@ class PipelineModel(keras.Model):
         )
         super().compile(*args, jit_compile=False, **options)
 
+    def save(self, *args: Any, **options: Any) -> None:
+        """Refused: the file would need these devices.
+
+        Raises:
+          NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"this {self.name!r} on several devices is a copy for training: save the model itself after the block of "
+            "`place`, or use a callback that saves weights only"
+        )
+
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The outputs, of all micro-batches together."""
         layout = self._layout
