@@ -117,9 +117,12 @@ def test_dropout_and_batch_normalization_are_equal_in_whole_batches():
     assert_equal_models(one, two)
 
 
-@pytest.mark.parametrize("options", [{"steps_per_execution": 4}, {"run_eagerly": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", quick([("steps_per_execution", 4), ("run_eagerly", True)], ("steps_per_execution", 4))
+)
 def test_each_way_of_running_the_step_is_equal(options):
     one, two = twins(skips)
+    options = dict([options])
     compile_skips(one, **options)
     logs = fit_skips(one)
     with place(two, DEVICES, 2) as placed:
@@ -134,7 +137,7 @@ def test_each_way_of_running_the_step_is_equal(options):
         # In a graph, TensorFlow fuses operations, and so leaves out roundings, on one device and not across two.
         ("mixed_bfloat16", 1, True, 1e-6),
         # Sums of 16-bit gradients in another order: 2^-11 of steps of 0.01 times gradients of about 1, and the fusing.
-        ("mixed_float16", 2, False, 1e-4),
+        pytest.param("mixed_float16", 2, False, 1e-4, marks=pytest.mark.slow),
     ],
 )
 def test_mixed_precision_is_equal(policy, micro_batches, eagerly, tolerance):
@@ -157,6 +160,7 @@ def test_mixed_precision_is_equal(policy, micro_batches, eagerly, tolerance):
     assert_equal_models(one, two, tolerance)
 
 
+@pytest.mark.slow
 def test_loss_scaling_skips_the_step_whose_gradients_are_infinite():
     one, two = twins(skips)
     x, y, weight = skips_data()
@@ -261,6 +265,7 @@ def test_what_layers_add_to_the_loss_counts_once():
             pass
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_and_batch_normalization_then_takes_micro_batches():
     def make():
         model = small_model()
