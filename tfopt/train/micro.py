@@ -53,9 +53,8 @@ def batch_size(data: Any) -> Any:
     return tf.shape(first)[0]
 
 
-def take_part(data: Any, parts: int, index: Any) -> Any:
-    """Part `index` of a nested batch; see `bounds` and `split_batch`."""
-    start, stop = bounds(batch_size(data), parts, index)
+def slice_batch(data: Any, start: Any, stop: Any) -> Any:
+    """The examples from `start` to before `stop` of a nested batch; None stays None."""
 
     def cut(value: Any) -> Any:
         if value is None:
@@ -68,6 +67,11 @@ def take_part(data: Any, parts: int, index: Any) -> Any:
         return value[start:stop]
 
     return keras.tree.map_structure(cut, data)
+
+
+def take_part(data: Any, parts: int, index: Any) -> Any:
+    """Part `index` of a nested batch; see `bounds` and `split_batch`."""
+    return slice_batch(data, *bounds(batch_size(data), parts, index))
 
 
 def split_batch(data: Any, parts: int) -> list[Any]:
