@@ -16,9 +16,9 @@ from tests.conftest import blobs, small_model
 from tests.replica_cases import CASES, examples, model, trained
 from tfopt.train.replicas import on_strategy
 
-# In float32 only the order of sums differs. In 16 bits a replica rounds sums of gradients over its half of a batch:
-# 2^-11 and 2^-8 are what float16 and bfloat16 round by, and some steps add up.
-TOLERANCE = {"float32": 1e-4, "mixed_float16": 4e-3, "mixed_bfloat16": 3e-2}
+# In float32 only the order of sums differs. In 16 bits each replica rounds the gradients over its half of a batch, by
+# 2^-11 (float16) or 2^-8 (bfloat16) of their size; these are about ten such roundings, of the fourteen steps.
+TOLERANCE = {"float32": 1e-4, "mixed_float16": 5e-3, "mixed_bfloat16": 4e-2}
 QUICK = [("float32", False, 1), ("mixed_float16", False, 4)]
 MARKED = [
     pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK), id="-".join(map(str, case))) for case in CASES
@@ -32,7 +32,9 @@ def assert_equal(found, alone, policy):
             # A hair's breadth between two outputs decides of an example: of two at most.
             assert np.asarray(found[name]) == pytest.approx(np.asarray(values), abs=2.1 / 103), name
             continue
-        assert np.asarray(found[name]) == pytest.approx(np.asarray(values), rel=TOLERANCE[policy], abs=1e-4), name
+        assert np.asarray(found[name]) == pytest.approx(
+            np.asarray(values), rel=TOLERANCE[policy], abs=TOLERANCE[policy]
+        ), name
 
 
 def in_processes(script, arguments, count=2, seconds=400):

@@ -7,6 +7,7 @@ from tfopt.progress import stage_bar
 from tfopt.report import Report, describe_environment
 from tfopt.stage import Stage, Work
 from tfopt.workdir import adopt, claim, identity, locked, read_stage, require_alike
+from tfopt.workers.preemption import preemptible
 
 
 def run(stages: Sequence[Stage], work: Work, recipe: str = "") -> Work:
@@ -37,7 +38,7 @@ def run(stages: Sequence[Stage], work: Work, recipe: str = "") -> Work:
     workdir = work.workdir
     assert workdir is not None
     peers = work.peers
-    with locked(workdir) if peers.is_chief else contextlib.nullcontext():
+    with preemptible(), locked(workdir) if peers.is_chief else contextlib.nullcontext():
         if work.model is not None:
             work.need_model()
         mine = identity(recipe, stages, work)

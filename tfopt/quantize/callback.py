@@ -51,9 +51,14 @@ class FreezeRanges(keras.callbacks.Callback):
             f"ranges are to stay from step {self.begin_step} on, but training ends after step {planned}: lower "
             "begin_step or train longer",
         )
+        # A training that goes on within an epoch may be past it, and passes over steps from here.
+        self._fix_when_due()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Fixes the ranges when the step has come."""
+        self._fix_when_due()
+
+    def _fix_when_due(self) -> None:
         if not self._fixed and self._step() >= self.begin_step:
             self._set(watches=False)
             self._fixed = True

@@ -3,6 +3,7 @@
 import math
 import pathlib
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 
 from tfopt.train.checkpoint import read_checkpoint, write_checkpoint
+from tfopt.workers.preemption import Preempted, is_asked_to_end
 
 
 class Resumable(Protocol):
@@ -122,20 +124,27 @@ class Advance(keras.callbacks.Callback):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Writes all that training needs to go on after each epoch, and takes it up again.
+    """Writes all that training needs to go on, and takes it up again: after each epoch, and within one now and then.
+
+    Within an epoch it writes every ten minutes, and when the process is asked to end (SIGTERM), which it then does. A
+    training that goes on there reads the batches that it has had, and passes them over.
 
     Args:
       path: the checkpoint's file.
       parts: callbacks with a state of their own.
       writes: False in all of several processes but one; each reads the same file.
+      seconds: between two checkpoints within an epoch.
     """
 
-    def __init__(self, path: pathlib.Path, parts: Sequence[Resumable] = (), writes: bool = True) -> None:
+    def __init__(
+        self, path: pathlib.Path, parts: Sequence[Resumable] = (), writes: bool = True, seconds: float = 600.0
+    ) -> None:
         super().__init__()
-        self._writes = writes
-        self.path, self.parts = path, tuple(parts)
+        self.path, self.parts, self._writes, self._seconds = path, tuple(parts), writes, seconds
         self.history: dict[str, list[float]] = {}
-        self.epochs_done = 0
+        self.epochs_done = self.steps_done = 0
+        self._metrics: list[np.ndarray] = []
+        self._last, self._pause = time.monotonic(), 0
 
     def resume(self, model: keras.Model) -> None:
         """Restores the model, its optimizer and the parts from the file, where there is one."""
@@ -143,6 +152,8 @@ class Checkpoint(keras.callbacks.Callback):
         if saved is None:
             return
         arrays, self.history, self.epochs_done = saved
+        self.steps_done = int(arrays.pop("steps_done", 0))
+        self._metrics = [arrays.pop(name) for name in list(arrays) if name.startswith("metrics/")]
         variables = self._variables(model)
         wanted = {(name, tuple(variable.shape)) for name, variable in variables.items()}
         differing = wanted ^ {(name, each.shape) for name, each in arrays.items() if not name.startswith("part/")}
@@ -160,17 +171,68 @@ class Checkpoint(keras.callbacks.Callback):
                 {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
             )
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Passes over the steps of this epoch that were done in another process."""
+        self._pause = 0
+        if self.steps_done == 0:
+            return
+        # Keras has reset the metrics just now.
+        for variable, value in zip(self.model.metrics_variables, self._metrics, strict=True):
+            variable.assign(value)
+        train, calls, size = self.model.train_function, 0, self.model.steps_per_execution
+        passed = -(-self.steps_done // size)
+        self._pause = passed
+
+        def pass_over(iterator: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            for _ in range(size):
+                next(iterator)
+            if calls == passed:
+                self.model.train_function = train
+                self.model.batches_passed = passed * size
+            return self.model.get_metrics_result()
+
+        self.model.train_function = pass_over
+        self.steps_done = 0
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Writes the checkpoint within an epoch, where it is time to."""
+        is_due = self._writes and time.monotonic() - self._last > self._seconds
+        wish = _END if is_asked_to_end() else _SAVE if is_due else 0.0
+        agree = getattr(self.model, "agree", None)
+        if agree is not None:
+            # Every process takes part in what follows, after the same step.
+            wish = agree(wish)
+        self._pause -= 1
+        if batch == 0 or wish == 0.0 or self._pause >= 0:
+            return
+        self._write(self.epochs_done, batch)
+        # What was wished meanwhile is done.
+        self._pause = 3
+        if wish >= _END:
+            raise Preempted
+
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Writes the checkpoint."""
         self.epochs_done = epoch + 1
         for key, value in (logs or {}).items():
             self.history.setdefault(key, []).append(float(value))
+        self._write(self.epochs_done, 0)
+
+    def _write(self, epochs_done: int, steps_done: int) -> None:
+        self._last = time.monotonic()
+        # Read by all: metrics of several processes are summed as they are read.
+        metrics = [keras.ops.convert_to_numpy(each) for each in self.model.metrics_variables] if steps_done else []
         if not self._writes:
             return
         arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in self._variables(self.model).items()}
         for index, part in enumerate(self.parts):
             arrays.update({f"part/{index}/{key}": value for key, value in part.state().items()})
-        write_checkpoint(self.path, arrays, self.history, self.epochs_done)
+        if steps_done:
+            arrays["steps_done"] = np.array(steps_done)
+            arrays.update({f"metrics/{index}": value for index, value in enumerate(metrics)})
+        write_checkpoint(self.path, arrays, self.history, epochs_done)
 
     @staticmethod
     def _variables(model: keras.Model) -> dict[str, Any]:
@@ -178,3 +240,7 @@ class Checkpoint(keras.callbacks.Callback):
         # the model's variables.
         groups = {"model": model.variables, "optimizer": model.optimizer.variables}
         return {f"{key}/{index}": each for key, group in groups.items() for index, each in enumerate(group)}
+
+
+# What a process wishes; the wishes of all are added up.
+_SAVE, _END = 1.0, 1000.0

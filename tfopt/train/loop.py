@@ -14,10 +14,12 @@ from tfopt.progress import current_bar
 from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
 from tfopt.train.fit import Fit
 from tfopt.train.precision import computes_in, to_policy
+from tfopt.train.refused import refuse_keras_distribution
 from tfopt.train.replicas import has_statistics, on_strategy
 from tfopt.train.strategies import is_one_device
 from tfopt.train.task import build_state, task_of
 from tfopt.workers.peers import Peers
+from tfopt.workers.preemption import saves_when_asked
 
 
 def train(
@@ -48,6 +50,7 @@ def train(
     Returns:
       The trained model in float32, and the metrics by epoch.
     """
+    refuse_keras_distribution()
     task, steps = task_of(model, data), data.steps_per_epoch
     keeps_precision = fit.precision == "float32" and computes_in(model, "float32")
     trainee = model if keeps_precision else to_policy(model, fit.precision)
@@ -55,6 +58,7 @@ def train(
     peers = Peers(strategy or tf.distribute.get_strategy())
     is_replicated = not is_one_device(peers.strategy)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(saves_when_asked())
         if is_replicated or fit.micro_batches > 1:
             peers.take_weights_of_chief(whole.variables)
             copy = on_strategy(whole, peers.strategy, fit.micro_batches, fit.synchronize_every)
@@ -78,7 +82,8 @@ def train(
         first = checkpoint.epochs_done
         over = any(each.stopped for each in stop)
         bar = current_bar(epochs * steps)
-        bar.update(first * steps, f"continued after epoch {first}" if first else None)
+        done = first * steps + checkpoint.steps_done
+        bar.update(done, f"continued after step {done}" if done else None)
         set_epoch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda number, logs: epoch.assign(number))
         trainee.fit(
             batches,

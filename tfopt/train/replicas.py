@@ -6,6 +6,7 @@ the replicas' means where they have unequal shares of a batch. What is overridde
 models at a time: Keras' own modules stay as they are.
 """
 
+import collections
 import contextlib
 import pathlib
 import tempfile
@@ -62,6 +63,8 @@ def on_strategy(
         with strategy.scope():
             copy = _copy(model, path)
     copy.micro_batches, copy.synchronize_every = micro_batches, synchronize_every
+    # Outside of the scope: each process has its own.
+    copy._wish, copy._wishes = tf.Variable(0.0, trainable=False), collections.deque(maxlen=2)
     for layer in copy._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization) and strategy.num_replicas_in_sync > 1:
             # What a replica trains by itself has statistics of its own.
@@ -98,6 +101,16 @@ class _Replicated(keras.Model):
 
     micro_batches = 1
     synchronize_every = 1
+    # Batches of the next iterator that were read before the first step.
+    batches_passed = 0
+
+    def agree(self, wish: float) -> float:
+        """Gives this process's wish to all; what all have wished together, as it was known two executions ago.
+
+        So every process learns the same after the same step, and none has to wait for it.
+        """
+        self._wish.assign(wish)
+        return float(self._wishes[0]) if len(self._wishes) == 2 else 0.0
 
     def compile(self, *arguments: Any, **options: Any) -> None:
         """As Keras' own; refuses what would train otherwise than one device, or not at all."""
@@ -233,12 +246,30 @@ class _Replicated(keras.Model):
         # steps that have not ended yet.
         place: list[Any] = [None, 0]
 
+        structure: Any = None
+
+        @tf.autograph.experimental.do_not_convert
+        def packed(batch: Any) -> tf.Tensor:
+            # In one row, so that processes speak to each other once a step.
+            nonlocal structure
+            structure = step_function(batch)
+            flat = [tf.reshape(tf.cast(each, tf.float32), [-1]) for each in tf.nest.flatten(structure)]
+            return tf.concat([*flat, [self._wish]], 0)
+
         @tf.autograph.experimental.do_not_convert
         def step(batch: Any) -> Any:
-            return strategy.run(step_function, args=(batch,))
+            return strategy.run(packed, args=(batch,))
 
-        def logs_of(outputs: Any) -> Any:
-            return tf.nest.map_structure(lambda each: strategy.reduce("MEAN", each, axis=None), outputs)
+        @tf.autograph.experimental.do_not_convert
+        def logs_of(rows: Any) -> Any:
+            row = strategy.reduce("SUM", rows, axis=None)
+            leaves = tf.nest.flatten(structure)
+            *flat, wish = tf.split(row, [*(each.shape.num_elements() for each in leaves), 1])
+            means = [
+                tf.reshape(part, each.shape) / strategy.num_replicas_in_sync
+                for part, each in zip(flat, leaves, strict=True)
+            ]
+            return tf.nest.pack_sequence_as(structure, means), wish[0]
 
         @tf.function(reduce_retracing=True)
         def execute_one(iterator: Any) -> Any:
@@ -255,29 +286,32 @@ class _Replicated(keras.Model):
             strategy.run(self._average)
 
         def one_by_one(iterator: Any) -> Any:
-            logs = execute_one(iterator)
+            found = execute_one(iterator)
             for _ in range(most - 1):
                 try:
-                    logs = execute_one(iterator)
+                    found = execute_one(iterator)
                 except tf.errors.OutOfRangeError:
                     break
-            return logs
+            return found
 
         def function(iterator: Any) -> Any:
             if place[0] is not iterator:
-                place[:] = [iterator, 0]
+                place[:] = [iterator, self.batches_passed]
+                self.batches_passed = 0
+                self._wishes.clear()
             size = int(iterator._cardinality)
             if most == 1:
-                logs = execute_one(iterator)
+                logs, wish = execute_one(iterator)
             elif size < 0:
                 # Of unknown size, as arrays are.
-                logs = one_by_one(iterator)
+                logs, wish = one_by_one(iterator)
             else:
                 count = min(most, size - place[1])
                 if count == 0:
                     raise StopIteration
                 place[1] += count
-                logs = execute(iterator, tf.constant(count))
+                logs, wish = execute(iterator, tf.constant(count))
+            self._wishes.append(wish)
             if is_local:
                 average()
             return logs
