@@ -135,6 +135,13 @@ def test_images_text_and_structures():
     assert all(np.isfinite(each["x"]).all() for each, _ in found.examples("train").as_numpy_iterator())
 
 
+def test_bytes_that_differ_in_nothing_but_a_nul_at_the_end_are_no_copies():
+    texts = np.array([b"%d" % (row // 2) + b"\0" * (row % 2) for row in range(32)], object)
+    texts[9] = texts[30]
+    found = clean(splits(texts, np.arange(32) // 2 % 2), "skip")
+    assert found.skipped == {"train[9]": "equal to test[4], whose label is 1 and not 0"}
+
+
 def test_targets_and_weights_must_be_finite():
     x, y = columns()
     targets = y + 0.5
