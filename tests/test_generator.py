@@ -47,6 +47,15 @@ def test_structures_text_and_lists():
         assert x["list"].tolist() == [y, y + 1]
 
 
+@pytest.mark.parametrize("kind", [bytes, tf.constant, lambda text: [text, text + b"!"]])
+def test_bytes_keep_their_last_nul(kind):
+    texts = [b"%d\0" % row for row in range(20)]
+    data = from_generator(lambda: ((kind(text), 0) for text in texts))
+    found = [x for split in data.sizes for x, _ in data.examples(split).as_numpy_iterator()]
+    found = [x if isinstance(x, bytes) else x[0] for x in found]
+    assert sorted(found) == sorted(texts)
+
+
 def test_a_spec_sets_types_and_most_ends_what_does_not():
     spec = (tf.TensorSpec((), tf.float32), tf.TensorSpec((), tf.int32))
     data = from_generator(lambda: ((number, number % 2) for number in itertools.count()), spec, most=30)

@@ -103,6 +103,14 @@ def test_dicts_text_weights_and_groups(tmp_path):
     assert sum(map(len, groups)) == len(set.union(*groups)) == 5
 
 
+def test_bytes_keep_their_last_nul(tmp_path):
+    texts = np.array([b"%d\0" % row for row in range(20)], object)
+    features = write_tfrecord(examples(texts, np.arange(20)), tmp_path / "set")
+    data = from_tfrecord(tmp_path / "set" / "*", features, "x", "y")
+    for split in data.sizes:
+        assert all(x == texts[y] for x, y in data.examples(split).as_numpy_iterator())
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     def fails():
         yield np.zeros(3, "float32"), 0

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.config import require
+from tfopt.data.arrays import as_array
 from tfopt.data.dataset import Data, from_arrays
 from tfopt.data.digest import digest
 from tfopt.data.npy import from_npy
@@ -103,7 +104,7 @@ def _run(
         # One more than before is counted, and compared; there is no place for it.
         if arrays is not None and number < len(arrays[0]):
             for array, part in zip(arrays, parts, strict=True):
-                array[number] = part.item() if part.dtype.kind in "SU" and not part.shape else part
+                array[number] = part.item() if part.dtype.kind in "SUO" and not part.shape else part
     return size, found.digest()
 
 
@@ -129,7 +130,7 @@ def _as_arrays(part: Any) -> Any:
     """A structure of arrays. To tf.nest a list is a structure too, here it is an array."""
     if isinstance(part, dict):
         return {name: _as_arrays(each) for name, each in part.items()}
-    return tuple(map(_as_arrays, part)) if isinstance(part, tuple) else np.asarray(part)
+    return tuple(map(_as_arrays, part)) if isinstance(part, tuple) else as_array(part)
 
 
 def _spec(array: np.ndarray) -> tf.TensorSpec:

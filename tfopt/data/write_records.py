@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.config import require
+from tfopt.data.arrays import as_array
 from tfopt.data.dataset import SPLITS, Data
 from tfopt.files import atomic_path
 
@@ -52,7 +53,7 @@ def write_tfrecord(
             names = [f"{split}-{shard:05d}-of-{shards:05d}.tfrecord" for shard in range(shards)]
             writers = [stack.enter_context(tf.io.TFRecordWriter(str(temporary / name), options)) for name in names]
             for number, example in enumerate(examples.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
-                found = {name: _encoded(np.asarray(part), specs[name]) for name, part in _by_name(example).items()}
+                found = {name: _encoded(as_array(part), specs[name]) for name, part in _by_name(example).items()}
                 record = tf.train.Example(features=tf.train.Features(feature=found))
                 writers[number % shards].write(record.SerializeToString())
         stack.close()
