@@ -71,6 +71,12 @@ def test_files_give_what_arrays_give(tmp_path):
     assert sorted(int(label) for _, label in stratified.examples("test")) == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("names", [["naïve", "ok"], ["naïve".encode(), b"ok"]])
+def test_names_of_classes_in_a_file(names, tmp_path):
+    np.savez(tmp_path / "set.npz", x=np.zeros((20, 2)), y=np.arange(20) % 2, names=names)
+    assert tfopt.from_npz(tmp_path / "set.npz", classes="names").class_names == ("naïve", "ok")
+
+
 STREAM = """
 import sys, numpy as np, tfopt
 def resident():

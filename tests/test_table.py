@@ -153,6 +153,14 @@ def test_what_targets_become(target, options, first, names, tmp_path):
         assert y[0] != y[1]
 
 
+def test_huge_whole_numbers_are_told_apart(tmp_path):
+    labels = np.array([2**63 + 5, 2**63 + 6] * 10, "uint64")
+    assert from_table(write(tmp_path / "set.parquet", {"a": np.arange(20), "y": labels}), "y").class_names == (
+        "9223372036854775813",
+        "9223372036854775814",
+    )
+
+
 def test_images_are_those_of_the_bytes(tmp_path):
     pictures = [png(row) for row in range(20)]
     structs = [{"bytes": each, "path": None} for each in pictures]
@@ -227,6 +235,9 @@ def test_rows_keep_their_numbers_where_some_cannot_be_parsed(tmp_path):
         ("a,y\n1,30\n2,40\n3,50\n", {}, 'has 3 different whole numbers in 3 rows: pass task="regression"'),
         ("a,y\n1,0.5\n", {"task": "classification"}, "the targets have fractions"),
         ("a,y\n1,m\n", {"task": "regression"}, "regression takes numbers"),
+        ("a,y\n1,1\n1,inf\n", {}, r"row 1 of .*: the target is infinite"),
+        ("a,y\n1,1e20\n1,2\n1,2\n1,2\n", {}, "the label 100000000000000000000 is too large"),
+        ("a,y\n1,9007199254740993\n1,9007199254740992\n", {}, "the label 9007199254740992 is too large"),
     ],
 )
 def test_bad_tables(content, options, message, tmp_path):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfopt.config import require
 from tfopt.data.dataset import Data, from_arrays
+from tfopt.data.labels import as_text
 
 Path = str | os.PathLike[str]
 
@@ -110,7 +111,7 @@ def from_npz(
             inputs = _of_one_length(inputs, arrays[offsets], length)
         options = {"name": pathlib.Path(path).stem, **options}
         if classes is not None:
-            options.setdefault("class_names", tuple(map(str, arrays[classes])))
+            options.setdefault("class_names", tuple(as_text(arrays[classes])))
         if test is None:
             return from_arrays((inputs, targets), groups=own, **options)
         chosen = arrays[test]

@@ -62,9 +62,9 @@ def from_table(
       task: "classification" or "regression", where the target alone does not tell.
       class_names: of the classes; then whole numbers in the target are their places. Else as they are found.
       missing: in CSV, what stands for a missing number or label.
-      on_bad: what to do with rows without a target, text or image, with too many or few values, or with an image that
-        cannot be used: "raise"; "skip" them; or "repair" the channels of images, take missing text for "", and skip the
-        others. `Data.skipped` names each, the first row being 0.
+      on_bad: what to do with rows without a target, text or image, with too many or few values, with an infinite target
+        or an image that cannot be used: "raise"; "skip" them; or "repair" the channels of images, take missing text for
+        "", and skip the others. `Data.skipped` names each, the first row being 0.
       image_size: (height, width) of images.
       channels: of images: 1, 3 or 4.
       value_range: of images: what pixel values 0 and 255 become.
@@ -101,6 +101,8 @@ def from_table(
     empty = () if path.suffix == ".parquet" else missing
     for name in (each for each in (target, split, groups) if each is not None):
         faults = np.where(_is_missing(columns[name], empty), f"there is nothing in the column {name!r}", faults)
+    if columns[target].dtype.kind == "f":
+        faults = np.where(np.isinf(columns[target]), "the target is infinite", faults)
     skipped = {f"row {row}": fault for row, fault in table.bad.items()}
     for row in np.flatnonzero(faults != ""):
         require(on_bad != "raise", f'row {rows[row]} of {path}: {faults[row]}. Mend it, or pass on_bad="skip"')
