@@ -198,6 +198,10 @@ def test_images_that_cannot_be_used(tmp_path):
         ({"x": ["x"], "image_size": (8, 8)}, ValueError, "image_size is for x with the name of one feature"),
         ({"features": {**FEATURES, "y": tf.io.FixedLenFeature((), tf.string)}}, ValueError, "the labels 'y' are text"),
         ({"paths": {"test": "a"}}, ValueError, r"paths must be given by train, validation, test"),
+        ({"paths": []}, FileNotFoundError, "paths name no file"),
+        ({"paths": {"train": [], "test": "a"}}, FileNotFoundError, "paths name no file"),
+        ({"x": []}, ValueError, "x must name a feature, or several"),
+        ({"features": {**FEATURES, "y": tf.io.FixedLenFeature((0,), tf.int64)}}, ValueError, "'y' must hold a value"),
         ({"on_bad": "ignore"}, ValueError, "on_bad must be one of"),
         (
             {"features": {**FEATURES, "x": tf.io.FixedLenFeature((4,), tf.float32)}, "on_bad": "skip"},
@@ -219,6 +223,9 @@ def test_bad_arguments(options, error, message, tmp_path):
         (examples((X, X), Y), "x one tensor or a dict of them"),
         (examples(X), r"examples must be \(x, y\)"),
         (examples(X, Y).batch(4), "must have a full shape"),
+        (examples({"x": X, "y": X}, Y), r"the inputs are called x, y: 'y' is the name of something else"),
+        (examples(X, np.full(ROWS, 2**63 + 5, "uint64")), "'y' holds 9223372036854775813, more than int64 does"),
+        (examples(X.astype("complex64"), Y), "'x' must be numbers or text, it is complex64"),
     ],
 )
 def test_what_cannot_be_written(source, message, tmp_path):
