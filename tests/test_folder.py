@@ -181,6 +181,24 @@ def test_bad_arguments(options, error, message, tmp_path):
         tfopt.from_folder(**{"path": tmp_path, "image_size": (8, 8), **options})
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gif(channels, tmp_path):
+    write(tmp_path, (6, 6), kinds=("GIF",))
+    if channels == 3:
+        data = tfopt.from_folder(tmp_path, (8, 8), cache=False)
+        assert (data.skipped, sum(data.sizes.values())) == ({}, 12)
+        assert next(iter(data.test))[0].shape == (2, 8, 8, 3)
+    else:
+        with pytest.raises(ValueError, match=r"a/0\.gif cannot be used: it is damaged \(channels must be"):
+            tfopt.from_folder(tmp_path, (8, 8), channels=channels)
+
+
+def test_reasons_do_not_change_from_run_to_run(tmp_path):
+    write(tmp_path, (6, 6))
+    (tmp_path / "a" / "bad.png").write_bytes(b"not a picture")
+    assert tfopt.from_folder(tmp_path, (8, 8), on_bad="skip").skipped == {"a/bad.png": "it is no image"}
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(ValueError, match="has no folders"):
         tfopt.from_folder(tmp_path, (8, 8))
