@@ -181,6 +181,23 @@ def test_bad_arguments(options, error, message, tmp_path):
         tfopt.from_folder(**{"path": tmp_path, "image_size": (8, 8), **options})
 
 
+def test_a_class_needs_images(tmp_path):
+    write(tmp_path / "flat", (6, 6))
+    (tmp_path / "flat" / "notes").mkdir()
+    for on_bad in ("raise", "skip", "repair"):
+        with pytest.raises(ValueError, match=r"flat/notes has no images that can be used .* remove the folder"):
+            tfopt.from_folder(tmp_path / "flat", (8, 8), on_bad=on_bad)
+        (tmp_path / "flat" / "notes" / "1.txt").write_text("no picture")
+    write(tmp_path / "given" / "train", (6, 0))
+    write(tmp_path / "given" / "val", (3, 3), start=100)
+    with pytest.raises(ValueError, match=r"given/train/b has no images"):
+        tfopt.from_folder(tmp_path / "given", (8, 8))
+    # What is measured need not have every class.
+    write(tmp_path / "other" / "train", (6, 6))
+    write(tmp_path / "other" / "val", (3, 0), start=100)
+    assert tfopt.from_folder(tmp_path / "other", (8, 8)).sizes["validation"] == 3
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gif(channels, tmp_path):
     write(tmp_path, (6, 6), kinds=("GIF",))
