@@ -1,6 +1,7 @@
 """Folders of images: what is read, how it is split, and every kind of file that cannot be used."""
 
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -214,6 +215,13 @@ def test_reasons_do_not_change_from_run_to_run(tmp_path):
     write(tmp_path, (6, 6))
     (tmp_path / "a" / "bad.png").write_bytes(b"not a picture")
     assert tfopt.from_folder(tmp_path, (8, 8), on_bad="skip").skipped == {"a/bad.png": "it is no image"}
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path):
+    write(tmp_path, (6, 6))
+    (tmp_path / "a" / os.fsdecode(b"\xff.png")).write_bytes(picture(99))
+    with pytest.raises(ValueError, match=r"the name 'a/\\udcff.png' in .* is not UTF-8: rename it"):
+        tfopt.from_folder(tmp_path, (8, 8))
 
 
 def test_bad_folders(tmp_path):
