@@ -73,6 +73,15 @@ def test_what_has_no_label_is_no_original():
     assert clean(splits(x, y, class_names=()), "skip", max_imbalance=20).skipped.keys() == {"test[2]"}
 
 
+def test_labels_beyond_int64_are_out_of_range():
+    x, y = columns()
+    y = y.astype("uint64")
+    y[3] = 2**63 + 5
+    found = clean(splits(x, y), "skip")
+    assert found.skipped == {"train[3]": "its label is 9223372036854775813, expected 0 to 1"}
+    assert clean(splits(x, y, class_names=()), "skip").skipped.keys() == {"train[3]"}
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_columns_are_repaired_by_medians_of_training(value):
     x, y = columns()
