@@ -98,7 +98,7 @@ def from_table(
     columns, rows = {name: table.columns[name][chosen] for name in {*names, *parts}}, table.rows[chosen]
     x, faults = _inputs({name: columns[name] for name in names}, images, on_bad)
     # In Parquet what is missing is marked as such.
-    empty = () if path.suffix == ".parquet" else missing
+    empty = () if path.suffix.lower() == ".parquet" else missing
     for name in (each for each in (target, split, groups) if each is not None):
         faults = np.where(_is_missing(columns[name], empty), f"there is nothing in the column {name!r}", faults)
     if columns[target].dtype.kind == "f":
@@ -142,8 +142,14 @@ def _is_missing(values: np.ndarray, empty: Sequence[str]) -> np.ndarray:
     return np.array([each is None or (isinstance(each, str) and each.strip() in empty) for each in values], bool)
 
 
+def _are_flags(values: np.ndarray) -> bool:
+    return values.dtype.kind == "O" and {type(each) for each in values} == {bool, type(None)}
+
+
 def _inputs(columns: Mapping[str, np.ndarray], images: Images | None, on_bad: Policy) -> tuple[np.ndarray, np.ndarray]:
     """The inputs of all rows, and why each cannot be used, "" where it can."""
+    # Truth values, of which some are missing.
+    columns = {name: values.astype("float64") if _are_flags(values) else values for name, values in columns.items()}
     first = {name: next((each for each in values if each is not None), "") for name, values in columns.items()}
     texts = [name for name, values in columns.items() if values.dtype.kind == "O"]
     x = next(iter(columns.values()))
