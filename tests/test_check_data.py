@@ -40,6 +40,12 @@ def test_bad_targets_and_weights_are_found():
         check_data(tfopt.from_arrays((x, y, bad), (x, y, y), (x, y, y)))
 
 
+def test_words_are_no_targets():
+    words = np.array(["n", "p"])[np.arange(20) % 2]
+    with pytest.raises(ValueError, match=r"targets of 'data' are text: .*np.unique\(y, return_inverse=True\)"):
+        check_data(tfopt.from_arrays((np.ones((20, 2)), words)))
+
+
 def test_labels_out_of_range_are_found():
     with pytest.raises(ValueError, match=r"label 3 of 'data' is out of range: .*example 6; expected .* 0 to 2$"):
         check_data(labelled([0, 1, 2, 0, 1, 2, 3, 0]), small_model())

@@ -73,6 +73,15 @@ def test_what_has_no_label_is_no_original():
     assert clean(splits(x, y, class_names=()), "skip", max_imbalance=20).skipped.keys() == {"test[2]"}
 
 
+def test_labels_beyond_int64_are_out_of_range():
+    x, y = columns()
+    y = y.astype("uint64")
+    y[3] = 2**63 + 5
+    found = clean(splits(x, y), "skip")
+    assert found.skipped == {"train[3]": "its label is 9223372036854775813, expected 0 to 1"}
+    assert clean(splits(x, y, class_names=()), "skip").skipped.keys() == {"train[3]"}
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_columns_are_repaired_by_medians_of_training(value):
     x, y = columns()
@@ -133,6 +142,13 @@ def test_images_text_and_structures():
     found = clean(mixed, "repair", max_imbalance=20)
     assert found.skipped == {"train[9]": "equal to validation[10], whose label is 0 and not 1"}
     assert all(np.isfinite(each["x"]).all() for each, _ in found.examples("train").as_numpy_iterator())
+
+
+def test_bytes_that_differ_in_nothing_but_a_nul_at_the_end_are_no_copies():
+    texts = np.array([b"%d" % (row // 2) + b"\0" * (row % 2) for row in range(32)], object)
+    texts[9] = texts[30]
+    found = clean(splits(texts, np.arange(32) // 2 % 2), "skip")
+    assert found.skipped == {"train[9]": "equal to test[4], whose label is 1 and not 0"}
 
 
 def test_targets_and_weights_must_be_finite():

@@ -68,6 +68,12 @@ def test_plain_lists_are_arrays():
     assert sorted(sum(contents(data).values(), [])) == list(range(20))
 
 
+def test_bytes_in_lists_keep_their_last_nul():
+    texts = [b"%d\0" % row for row in range(20)]
+    data = tfopt.from_arrays((texts, [0, 1] * 10))
+    assert sorted(x for split in data.sizes for x, _ in data.examples(split).as_numpy_iterator()) == sorted(texts)
+
+
 def test_sample_weights_follow_their_examples():
     x = np.arange(30, dtype="float32")
     data = tfopt.from_arrays((x[:, None], np.arange(30) % 2, x / 10), batch_size=4)

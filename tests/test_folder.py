@@ -1,6 +1,7 @@
 """Folders of images: what is read, how it is split, and every kind of file that cannot be used."""
 
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -179,6 +180,48 @@ def test_bad_arguments(options, error, message, tmp_path):
     write(tmp_path, (4, 4))
     with pytest.raises(error, match=message):
         tfopt.from_folder(**{"path": tmp_path, "image_size": (8, 8), **options})
+
+
+def test_a_class_needs_images(tmp_path):
+    write(tmp_path / "flat", (6, 6))
+    (tmp_path / "flat" / "notes").mkdir()
+    for on_bad in ("raise", "skip", "repair"):
+        with pytest.raises(ValueError, match=r"flat/notes has no images that can be used .* remove the folder"):
+            tfopt.from_folder(tmp_path / "flat", (8, 8), on_bad=on_bad)
+        (tmp_path / "flat" / "notes" / "1.txt").write_text("no picture")
+    write(tmp_path / "given" / "train", (6, 0))
+    write(tmp_path / "given" / "val", (3, 3), start=100)
+    with pytest.raises(ValueError, match=r"given/train/b has no images"):
+        tfopt.from_folder(tmp_path / "given", (8, 8))
+    # What is measured need not have every class.
+    write(tmp_path / "other" / "train", (6, 6))
+    write(tmp_path / "other" / "val", (3, 0), start=100)
+    assert tfopt.from_folder(tmp_path / "other", (8, 8)).sizes["validation"] == 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gif(channels, tmp_path):
+    write(tmp_path, (6, 6), kinds=("GIF",))
+    if channels == 3:
+        data = tfopt.from_folder(tmp_path, (8, 8), cache=False)
+        assert (data.skipped, sum(data.sizes.values())) == ({}, 12)
+        assert next(iter(data.test))[0].shape == (2, 8, 8, 3)
+    else:
+        with pytest.raises(ValueError, match=r"a/0\.gif cannot be used: it is damaged \(channels must be"):
+            tfopt.from_folder(tmp_path, (8, 8), channels=channels)
+
+
+def test_reasons_do_not_change_from_run_to_run(tmp_path):
+    write(tmp_path, (6, 6))
+    (tmp_path / "a" / "bad.png").write_bytes(b"not a picture")
+    assert tfopt.from_folder(tmp_path, (8, 8), on_bad="skip").skipped == {"a/bad.png": "it is no image"}
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path):
+    write(tmp_path, (6, 6))
+    (tmp_path / "a" / os.fsdecode(b"\xff.png")).write_bytes(picture(99))
+    with pytest.raises(ValueError, match=r"the name 'a/\\udcff.png' in .* is not UTF-8: rename it"):
+        tfopt.from_folder(tmp_path, (8, 8))
 
 
 def test_bad_folders(tmp_path):

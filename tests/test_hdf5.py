@@ -55,6 +55,17 @@ def test_every_type_as_it_was_written(path):
     assert {int(y) for _, y in from_hdf5(path, y="swapped").examples("train")} == {0, 1, 2}
 
 
+@pytest.mark.parametrize("shape", [(ROWS,), (ROWS, 1)])
+@pytest.mark.parametrize("kind", ["S", object])
+def test_words_are_labels_however_they_are_written(kind, shape, tmp_path):
+    words = np.array([b"ja", "nö".encode()] * (ROWS // 2)).astype(kind)
+    with h5py.File(tmp_path / "set.h5", "w") as file:
+        file["x"], file["y"] = np.arange(ROWS), words.reshape(shape)
+    data = from_hdf5(tmp_path / "set.h5")
+    assert data.class_names == ("ja", "nö")
+    assert all(x % 2 == y for x, y in data.examples("train").as_numpy_iterator())
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -103,6 +103,14 @@ def test_dicts_text_weights_and_groups(tmp_path):
     assert sum(map(len, groups)) == len(set.union(*groups)) == 5
 
 
+def test_bytes_keep_their_last_nul(tmp_path):
+    texts = np.array([b"%d\0" % row for row in range(20)], object)
+    features = write_tfrecord(examples(texts, np.arange(20)), tmp_path / "set")
+    data = from_tfrecord(tmp_path / "set" / "*", features, "x", "y")
+    for split in data.sizes:
+        assert all(x == texts[y] for x, y in data.examples(split).as_numpy_iterator())
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     def fails():
         yield np.zeros(3, "float32"), 0
@@ -190,6 +198,10 @@ def test_images_that_cannot_be_used(tmp_path):
         ({"x": ["x"], "image_size": (8, 8)}, ValueError, "image_size is for x with the name of one feature"),
         ({"features": {**FEATURES, "y": tf.io.FixedLenFeature((), tf.string)}}, ValueError, "the labels 'y' are text"),
         ({"paths": {"test": "a"}}, ValueError, r"paths must be given by train, validation, test"),
+        ({"paths": []}, FileNotFoundError, "paths name no file"),
+        ({"paths": {"train": [], "test": "a"}}, FileNotFoundError, "paths name no file"),
+        ({"x": []}, ValueError, "x must name a feature, or several"),
+        ({"features": {**FEATURES, "y": tf.io.FixedLenFeature((0,), tf.int64)}}, ValueError, "'y' must hold a value"),
         ({"on_bad": "ignore"}, ValueError, "on_bad must be one of"),
         (
             {"features": {**FEATURES, "x": tf.io.FixedLenFeature((4,), tf.float32)}, "on_bad": "skip"},
@@ -211,6 +223,9 @@ def test_bad_arguments(options, error, message, tmp_path):
         (examples((X, X), Y), "x one tensor or a dict of them"),
         (examples(X), r"examples must be \(x, y\)"),
         (examples(X, Y).batch(4), "must have a full shape"),
+        (examples({"x": X, "y": X}, Y), r"the inputs are called x, y: 'y' is the name of something else"),
+        (examples(X, np.full(ROWS, 2**63 + 5, "uint64")), "'y' holds 9223372036854775813, more than int64 does"),
+        (examples(X.astype("complex64"), Y), "'x' must be numbers or text, it is complex64"),
     ],
 )
 def test_what_cannot_be_written(source, message, tmp_path):

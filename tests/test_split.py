@@ -71,6 +71,21 @@ def test_files_give_what_arrays_give(tmp_path):
     assert sorted(int(label) for _, label in stratified.examples("test")) == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("names", [["naïve", "ok"], ["naïve".encode(), b"ok"]])
+def test_names_of_classes_in_a_file(names, tmp_path):
+    np.savez(tmp_path / "set.npz", x=np.zeros((20, 2)), y=np.arange(20) % 2, names=names)
+    assert tfopt.from_npz(tmp_path / "set.npz", classes="names").class_names == ("naïve", "ok")
+
+
+def test_home_is_where_files_may_lie(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "x.npy", np.arange(20))
+    np.savez(tmp_path / "all.npz", x=np.arange(20), y=np.arange(20) % 2)
+    data = tfopt.from_npy("~/x.npy", np.arange(20) % 2)
+    assert all(x % 2 == y for x, y in data.examples("train").as_numpy_iterator())
+    assert tfopt.from_npz("~/all.npz").fingerprint() == tfopt.from_npz(tmp_path / "all.npz").fingerprint()
+
+
 STREAM = """
 import sys, numpy as np, tfopt
 def resident():
@@ -122,10 +137,16 @@ def test_what_is_larger_than_memory_streams(tmp_path):
         (lambda f: draw(10, FRACTIONS, 0, labels=[0] * 9 + [1]), ValueError, r"has 1 examples: at least 3"),
         (lambda f: draw(10, FRACTIONS, 0, labels=[0] * 9), ValueError, "one for each of 10 examples, received 9"),
         (lambda f: draw(10, FRACTIONS, 0, [0] * 10, [0] * 10), ValueError, "not both"),
+        (lambda f: draw(4, FRACTIONS, 0, labels=np.arange(4)), ValueError, "the class 0 has 1 examples"),
+        (lambda f: draw(4, FRACTIONS, 0, labels=[0, 0, 0, np.nan]), ValueError, "labels must not be missing"),
+        (lambda f: draw(4, FRACTIONS, 0, groups=["a", None, "b", "c"]), ValueError, "groups must not be missing"),
+        (lambda f: draw(4, FRACTIONS, 0, groups=np.zeros((4, 1))), ValueError, r"of 4 examples, received .* \(4, 1\)"),
+        (lambda f: tfopt.from_npy(f / "dates.npy", np.zeros(20)), ValueError, r"holds datetime64\[s\]: numbers"),
     ],
 )
 def test_bad_input(make, error, message, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((20, 2)))
+    np.save(tmp_path / "dates.npy", np.zeros(20, "M8[s]"))
     np.savez(tmp_path / "all.npz", x=np.zeros((20, 2)), y=np.zeros(20))
     (tmp_path / "damaged.npy").write_bytes(b"\x93NUMPY\x01\x00")
     with pytest.raises(error, match=message):

@@ -153,6 +153,30 @@ def test_what_targets_become(target, options, first, names, tmp_path):
         assert y[0] != y[1]
 
 
+def test_missing_truth_values_are_missing_numbers(tmp_path):
+    flags = [True, False, None, False] * 5
+    path = write(tmp_path / "set.parquet", {"a": flags, "b": np.arange(20), "y": np.arange(20) % 2})
+    for part in everything(from_table(path, "y")).values():
+        for (flag, row), _ in part:
+            np.testing.assert_equal(flag, {True: 1.0, False: 0.0, None: np.nan}[flags[int(row)]])
+    path = write(tmp_path / "none.parquet", {"a": pa.array([None] * 20, pa.string()), "y": np.arange(20) % 2})
+    with pytest.raises(ValueError, match="row 0 of .*: there is no text in the column 'a'"):
+        from_table(path, "y")
+
+
+def test_words_that_stand_for_nothing_in_csv_are_words_in_parquet(tmp_path):
+    path = write(tmp_path / "set.parquet", {"a": np.arange(20), "y": ["NA", "EU"] * 10})
+    assert from_table(path.rename(tmp_path / "SET.PARQUET"), "y").class_names == ("EU", "NA")
+
+
+def test_huge_whole_numbers_are_told_apart(tmp_path):
+    labels = np.array([2**63 + 5, 2**63 + 6] * 10, "uint64")
+    assert from_table(write(tmp_path / "set.parquet", {"a": np.arange(20), "y": labels}), "y").class_names == (
+        "9223372036854775813",
+        "9223372036854775814",
+    )
+
+
 def test_images_are_those_of_the_bytes(tmp_path):
     pictures = [png(row) for row in range(20)]
     structs = [{"bytes": each, "path": None} for each in pictures]
@@ -227,6 +251,9 @@ def test_rows_keep_their_numbers_where_some_cannot_be_parsed(tmp_path):
         ("a,y\n1,30\n2,40\n3,50\n", {}, 'has 3 different whole numbers in 3 rows: pass task="regression"'),
         ("a,y\n1,0.5\n", {"task": "classification"}, "the targets have fractions"),
         ("a,y\n1,m\n", {"task": "regression"}, "regression takes numbers"),
+        ("a,y\n1,1\n1,inf\n", {}, r"row 1 of .*: the target is infinite"),
+        ("a,y\n1,1e20\n1,2\n1,2\n1,2\n", {}, "the label 100000000000000000000 is too large"),
+        ("a,y\n1,9007199254740993\n1,9007199254740992\n", {}, "the label 9007199254740992 is too large"),
     ],
 )
 def test_bad_tables(content, options, message, tmp_path):

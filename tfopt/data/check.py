@@ -27,12 +27,18 @@ def check_data(data: Data, model: keras.Model | None = None, max_examples: int =
       The examples read, by split.
 
     Raises:
-      ValueError: names the split, the first bad example and the way out.
+      ValueError: names the split, the first bad example and the way out; or targets that are text.
 
     >>> from tfopt.data.dataset import from_arrays
     >>> check_data(from_arrays((np.zeros((20, 2)), np.arange(20) % 2)))
     {'train': 16, 'validation': 2, 'test': 2}
     """
+    texts = [spec for spec in tf.nest.flatten(data.element_spec[1]) if spec.dtype == tf.string]
+    require(
+        not texts,
+        f"the targets of {data.name!r} are text: number the classes, for instance with class_names, y = "
+        "np.unique(y, return_inverse=True)",
+    )
     classes = None
     if model is not None:
         _check_shapes(data, model)

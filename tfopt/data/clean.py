@@ -20,6 +20,8 @@ from tfopt.data.policy import Policy, check_policy
 _ORDER: tuple[Split, ...] = ("test", "validation", "train")
 # A median needs the values that it is of: about so many are in memory at once.
 _MOST_VALUES = 10_000_000
+# What int64 holds.
+_MOST_LABEL = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,20 +135,21 @@ def look_and_clean(data: Data, on_bad: Policy, max_imbalance: float, keep_nan: b
 
 def _look(data: Data, split: Split, keep_nan: bool, repair: bool) -> _Seen:
     examples = data.examples(split)
-    has_labels, classes = _has_labels(examples), len(data.class_names)
+    has_labels, highest = _has_labels(examples), len(data.class_names) - 1 if data.class_names else _MOST_LABEL
     columns = [_is_columns(spec) for spec in tf.nest.flatten(examples.element_spec[0])]
     digests, targets = bytearray(), array.array("q")
     faults, repaired = dict[int, tuple[str, str]](), list[int]()
     for row, (x, y, *weight) in enumerate(examples.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
         inputs, target = tf.nest.flatten(x), tf.nest.flatten(y)
         digests += digest(inputs)
-        targets.append(int(np.ravel(y)[0]) if has_labels else int.from_bytes(digest(target)[:8], signed=True))
+        label = int(np.ravel(y)[0]) if has_labels else int.from_bytes(digest(target)[:8], signed=True)
+        targets.append(min(label, _MOST_LABEL))
         bad = [not _is_finite(each, keep_nan) for each in inputs]
         if not all(_is_finite(each) for each in (*target, *weight)):
             faults[row] = "targets not finite", "its target or weight is NaN or infinite"
-        elif has_labels and (targets[-1] < 0 or (classes and targets[-1] >= classes)):
-            expected = f"0 to {classes - 1}" if classes else "0 and above"
-            faults[row] = "labels out of range", f"its label is {targets[-1]}, expected {expected}"
+        elif has_labels and not 0 <= label <= highest:
+            expected = f"0 to {highest}" if data.class_names else "0 and above, as far as int64 goes"
+            faults[row] = "labels out of range", f"its label is {label}, expected {expected}"
         elif any(each.dtype.kind in "OS" and not np.all(each != b"") for each in map(np.asarray, target)):
             faults[row] = "labels missing", "its label is empty"
         elif any(bad) and repair and all(is_columns for is_columns, each in zip(columns, bad, strict=True) if each):

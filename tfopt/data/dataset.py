@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfopt.augment import Augmentation, chain
 from tfopt.augment.seeds import fold
 from tfopt.config import require
+from tfopt.data.arrays import as_array
 from tfopt.data.distribute import batches_by_number, check_service, check_workers, distribute
 from tfopt.data.pipeline import Pipeline, read_from
 from tfopt.data.split import draw
@@ -368,5 +369,5 @@ def _arrays(split: str, arrays: Any) -> tuple[Any, ...]:
 def _structure(part: Any) -> Any:
     """`part` with lists of arrays, several inputs to Keras, as tuples: to tf.data every list is one array."""
     if isinstance(part, list):
-        return tuple(part) if part and all(hasattr(each, "shape") for each in part) else np.asarray(part)
+        return tuple(part) if part and all(hasattr(each, "shape") for each in part) else as_array(part)
     return part

@@ -92,6 +92,9 @@ def from_folder(
     class_names = _class_names(tree, given)
     parts = {split: _scan(tree, below, class_names, images, on_bad) for split, below in given.items()}
     parts, skipped = _apart(tree, parts, on_bad)
+    known = {each.label for each in parts["train"]}
+    empty = [str(root / given["train"] / name) for label, name in enumerate(class_names) if label not in known]
+    require(not empty, f"{', '.join(empty)} has no images that can be used in training: add some, or remove the folder")
     missing = {split: fractions[split] for split in ("validation", "test") if split not in parts}
     if missing:
         parts |= _draw_by_class(parts["train"], missing, class_names, seed)

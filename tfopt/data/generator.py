@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.config import require
+from tfopt.data.arrays import as_array
 from tfopt.data.dataset import Data, from_arrays
 from tfopt.data.digest import digest
 from tfopt.data.npy import from_npy
@@ -39,7 +40,7 @@ def from_generator(
       **options: those of `from_arrays`, such as `test_fraction`, `stratify`, `groups`, `seed` and `batch_size`.
 
     Raises:
-      TypeError: `make` is no function, or its examples are no tuples.
+      TypeError: `make` is no function, or its examples are no tuples of numbers and text.
       ValueError: no examples, one of another shape or type, or others the second time.
 
     >>> def squares():
@@ -51,6 +52,7 @@ def from_generator(
     """
     if not callable(make):
         raise TypeError(f"make must be a function that returns a new iterator, received {type(make).__name__}")
+    require(most is None or most >= 0, f"most must be at least 0, received {most}")
     if spec is None:
         first = next(iter(make()), None)
         require(first is not None, "the generator gives no examples")
@@ -98,12 +100,17 @@ def _run(
                 f"example {number} of the generator holds {_spec(part)}, expected {each} as in the first example, "
                 "or in spec: bring all examples to one shape and type",
             )
+            if _overflows(part, each.dtype):
+                raise ValueError(
+                    f"example {number} of the generator holds {np.abs(part).max()}, too large for {each.dtype.name} as "
+                    "in the first example, or in spec: pass a spec with a larger type"
+                )
         found.update(digest(parts))
         size += 1
         # One more than before is counted, and compared; there is no place for it.
         if arrays is not None and number < len(arrays[0]):
             for array, part in zip(arrays, parts, strict=True):
-                array[number] = part.item() if part.dtype.kind in "SU" and not part.shape else part
+                array[number] = part.item() if part.dtype.kind in "SUO" and not part.shape else part
     return size, found.digest()
 
 
@@ -129,7 +136,13 @@ def _as_arrays(part: Any) -> Any:
     """A structure of arrays. To tf.nest a list is a structure too, here it is an array."""
     if isinstance(part, dict):
         return {name: _as_arrays(each) for name, each in part.items()}
-    return tuple(map(_as_arrays, part)) if isinstance(part, tuple) else np.asarray(part)
+    if isinstance(part, tuple):
+        return tuple(map(_as_arrays, part))
+    found = as_array(part)
+    for each in found.flat if found.dtype.kind == "O" else ():
+        if not isinstance(each, str | bytes):
+            raise TypeError(f"examples must hold numbers and text, received {type(each).__name__} {str(each)[:40]}")
+    return found
 
 
 def _spec(array: np.ndarray) -> tf.TensorSpec:
@@ -141,3 +154,12 @@ def _fits(part: np.ndarray, dtype: tf.DType) -> bool:
     if dtype == tf.string or part.dtype.kind in "SUO":
         return dtype == tf.string and part.dtype.kind in "SUO"
     return np.can_cast(part.dtype, dtype.as_numpy_dtype, "same_kind")
+
+
+def _overflows(part: np.ndarray, dtype: tf.DType) -> bool:
+    """Whether numbers become others, not only less precise ones."""
+    if dtype == tf.string or np.can_cast(part.dtype, dtype.as_numpy_dtype):
+        return False
+    with np.errstate(over="ignore"):
+        cast = part.astype(dtype.as_numpy_dtype)
+    return bool(np.any(cast != part if dtype.is_integer else np.isfinite(cast) != np.isfinite(part)))

@@ -57,7 +57,7 @@ def from_hdf5(
         row.set_shape(shape[1:])
         return row, target
 
-    if targets.dtype.kind == "O":
+    if targets.dtype.kind in "OS":
         targets, options["class_names"] = as_targets(targets, options.get("class_names", ()))
     own = rows.whole(groups) if groups is not None else None
     numbered = (np.arange(len(targets)), targets)

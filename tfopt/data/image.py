@@ -57,8 +57,9 @@ class Images:
         if damage := _damage(content, self.channels):
             return damage
         with PIL.Image.open(io.BytesIO(content)) as image:
-            mode, expected = image.mode, _MODES[self.channels]
-        if mode in expected or on_bad == "repair":
+            kind, mode, expected = image.format, image.mode, _MODES[self.channels]
+        # The palette of a GIF is always decoded as RGB.
+        if mode in expected or kind == "GIF" or on_bad == "repair":
             return ""
         return f"channels of mode {mode}, where {' or '.join(expected)} is expected"
 
@@ -110,6 +111,8 @@ def _damage(content: bytes, channels: int) -> str:
             kind, (width, height) = image.format, image.size
     except PIL.Image.DecompressionBombError:
         return f"it has more than {_MOST_PIXELS:,} pixels"
+    except PIL.UnidentifiedImageError:
+        return "it is no image"
     except (OSError, SyntaxError, ValueError) as error:
         return f"it is no image ({error})" if str(error) else "it is no image"
     if kind not in _FORMATS:
@@ -119,5 +122,6 @@ def _damage(content: bytes, channels: int) -> str:
     try:
         tf.io.decode_image(content, channels, expand_animations=False)
     except tf.errors.InvalidArgumentError as error:
-        return f"it is damaged ({str(error).splitlines()[0][:120]})"
+        reason = str(error.message).splitlines()[0].split("}} ")[-1].partition(" [Op")[0]
+        return f"it is damaged ({reason[:120]})"
     return ""

@@ -8,6 +8,8 @@ import numpy as np
 from tfopt.config import did_you_mean, require
 
 Task = Literal["classification", "regression"]
+# Above it a float stands for several whole numbers.
+_MOST = 2**53
 
 
 def as_targets(
@@ -19,12 +21,13 @@ def as_targets(
     `class_names`, text must be one of them, and whole numbers are their places.
 
     Args:
-      values: shape (n,), none of them missing.
+      values: shape (n,) or (n, 1), none of them missing or infinite.
       class_names: of the classes, where they are known.
       task: "classification" or "regression", where the values alone do not tell.
 
     Raises:
-      ValueError: a label that is no class, or whole numbers that look like measurements.
+      ValueError: a label that is no class, several for an example, floats too large to be told apart, or whole numbers
+        that look like measurements.
 
     >>> as_targets(np.array(["b", "a", "b"]))
     (array([1, 0, 1]), ('a', 'b'))
@@ -34,14 +37,23 @@ def as_targets(
     (array([0.5, 2. ], dtype=float32), ())
     """
     require(task in (None, "classification", "regression"), f"task must be classification or regression, not {task!r}")
-    numbers = values.dtype.kind in "iuf"
+    require(
+        values.size == len(values), f"labels and targets must be one for each example, their shape is {values.shape}"
+    )
+    values, numbers = values.reshape(-1), values.dtype.kind in "iuf"
     require(task != "regression" or numbers, f"regression takes numbers, the first target is {values.flat[0]!r}")
     whole = numbers and bool(np.all(values == np.round(values)))
     if task == "regression" or (numbers and not whole):
         require(task != "classification", "classification takes text or whole numbers, the targets have fractions")
         return values.astype("float32"), ()
     if numbers:
-        values = values.astype("int64")
+        if values.dtype.kind == "f":
+            require(
+                np.abs(values).max() < _MOST,
+                f"the label {np.abs(values).max():.0f} is too large: whole numbers in floats, and in CSV files, can be "
+                f'told apart up to {_MOST - 1}. Pass task="regression", or write words',
+            )
+            values = values.astype("int64")
         if class_names:
             outside = values[(values < 0) | (values >= len(class_names))]
             require(
@@ -49,7 +61,7 @@ def as_targets(
                 f"the label {outside[:1]} is out of range: there are {len(class_names)} class_names, so labels are "
                 f"0 to {len(class_names) - 1}",
             )
-            return values, tuple(class_names)
+            return values.astype("int64"), tuple(class_names)
         distinct, places = np.unique(values, return_inverse=True)
         require(
             task is not None or 2 * len(distinct) <= len(values),
@@ -57,10 +69,19 @@ def as_targets(
             'task="regression", or task="classification" where each is a class',
         )
         return places.astype("int64"), tuple(map(str, distinct.tolist()))
-    text = np.array([each.decode() if isinstance(each, bytes) else str(each) for each in values.tolist()], object)
+    text = np.array(as_text(values), object)
     names = tuple(class_names) or tuple(sorted(set(text)))
     place = {name: number for number, name in enumerate(names)}
     unknown = sorted(set(text) - set(place))
     if unknown:
         raise ValueError(f"the label {unknown[:1]} is none of the class_names: {did_you_mean(unknown[0], names)}")
     return np.array([place[each] for each in text], "int64"), names
+
+
+def as_text(values: np.ndarray) -> list[str]:
+    """Words as Python has them, whether they are text or bytes.
+
+    >>> as_text(np.array([b"a", b"b"])), as_text(np.array([True, False]))
+    (['a', 'b'], ['True', 'False'])
+    """
+    return [each.decode() if isinstance(each, bytes) else str(each) for each in values.tolist()]

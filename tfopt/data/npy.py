@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfopt.config import require
 from tfopt.data.dataset import Data, from_arrays
+from tfopt.data.labels import as_text
 
 Path = str | os.PathLike[str]
 
@@ -41,6 +42,10 @@ def from_npy(x: Path, y: Any, **options: Any) -> Data:
         f"x and y must have as many rows each, received shapes {rows.shape} and {targets.shape}",
     )
 
+    try:
+        dtype = tf.as_dtype(rows.dtype)
+    except TypeError as error:
+        raise ValueError(f"{x} holds {rows.dtype}: numbers are read") from error
     # The byte order of this machine is the only one that TensorFlow knows.
     own = rows.dtype.newbyteorder("=")
 
@@ -54,7 +59,7 @@ def from_npy(x: Path, y: Any, **options: Any) -> Data:
         return row.astype(own, copy=False).reshape(rows.shape[1:])
 
     def read(index: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        row = tf.numpy_function(row_at, [index], tf.as_dtype(rows.dtype), stateful=False)
+        row = tf.numpy_function(row_at, [index], dtype, stateful=False)
         row.set_shape(rows.shape[1:])
         return row, target
 
@@ -110,7 +115,7 @@ def from_npz(
             inputs = _of_one_length(inputs, arrays[offsets], length)
         options = {"name": pathlib.Path(path).stem, **options}
         if classes is not None:
-            options.setdefault("class_names", tuple(map(str, arrays[classes])))
+            options.setdefault("class_names", tuple(as_text(arrays[classes])))
         if test is None:
             return from_arrays((inputs, targets), groups=own, **options)
         chosen = arrays[test]
@@ -141,7 +146,8 @@ def _of_one_length(joined: np.ndarray, offsets: np.ndarray, length: int) -> np.n
 
 
 def _open(path: Path, mapped: bool) -> Any:
-    if not pathlib.Path(path).is_file():
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)

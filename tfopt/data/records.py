@@ -86,6 +86,7 @@ def from_tfrecord(
     check_policy(on_bad)
     images = None if image_size is None else Images(image_size, channels, value_range, cache)
     inputs = [x] if isinstance(x, str) else list(x)
+    require(bool(inputs), "x must name a feature, or several")
     for name in (*inputs, y, *([groups] if groups else [])):
         require(name in features, f"there is no feature {name!r}: {did_you_mean(name, features)}")
     for name, feature in features.items():
@@ -96,6 +97,8 @@ def from_tfrecord(
     require(images is None or isinstance(x, str), "image_size is for x with the name of one feature, an encoded image")
     for name in (y, *([groups] if groups else [])):
         require(features[name].dtype != tf.string or name == groups, f"the labels {name!r} are text: write numbers")
+        shape = features[name].shape
+        require(np.prod(shape) > 0, f"{name!r} must hold a value, its shape is {shape}")
     given = dict(paths) if isinstance(paths, Mapping) else {"train": paths}
     require(
         set(given) <= set(SPLITS) and "train" in given,
@@ -153,6 +156,8 @@ class _File:
 def _matching(patterns: Patterns) -> list[str]:
     """The files, each once, in rising order."""
     several = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
+    if not several:
+        raise FileNotFoundError("paths name no file")
     found: set[str] = set()
     for pattern in (os.path.expanduser(each) for each in several):
         files = [

@@ -22,7 +22,7 @@ def draw(
         have their share, at least one each.
 
     Raises:
-      ValueError: a fraction out of range, no rows, or too few groups or members of a class.
+      ValueError: a fraction out of range, no rows, a missing label or group, or too few groups or members of a class.
 
     >>> {split: rows.tolist() for split, rows in draw(6, {"test": 0.3}, 0, groups=[0, 0, 1, 1, 2, 2]).items()}
     {'test': [4, 5], 'train': [0, 1, 2, 3]}
@@ -32,17 +32,21 @@ def draw(
         require(size > 0, f"cannot draw the {split} split: there are no training examples")
     require(labels is None or groups is None, "give labels to stratify by, or groups to keep together, not both")
     for name, given in (("labels", labels), ("groups", groups)):
+        if given is None:
+            continue
         require(
-            given is None or len(given) == size,
-            f"{name} must be one for each of {size} examples, received {np.size(given)}",
+            np.shape(given) == (size,),
+            f"{name} must be one for each of {size} examples, received {np.size(given)} of shape {np.shape(given)}",
         )
+        missing = [row for row, each in enumerate(np.asarray(given).tolist()) if each is None or each != each]
+        require(not missing, f"{name} must not be missing: that of example {missing[:1]} is; leave it out or name it")
     rng = np.random.default_rng(seed)
     if groups is not None:
         return _whole_groups(np.asarray(groups), fractions, rng)
     if labels is None:
         return _at_random(np.arange(size), fractions, rng)
     parts = []
-    for value in np.unique(labels):
+    for value in np.unique(labels).tolist():
         rows = np.flatnonzero(np.asarray(labels) == value)
         require(
             len(rows) > len(fractions),

@@ -62,9 +62,9 @@ def from_table(
       task: "classification" or "regression", where the target alone does not tell.
       class_names: of the classes; then whole numbers in the target are their places. Else as they are found.
       missing: in CSV, what stands for a missing number or label.
-      on_bad: what to do with rows without a target, text or image, with too many or few values, or with an image that
-        cannot be used: "raise"; "skip" them; or "repair" the channels of images, take missing text for "", and skip the
-        others. `Data.skipped` names each, the first row being 0.
+      on_bad: what to do with rows without a target, text or image, with too many or few values, with an infinite target
+        or an image that cannot be used: "raise"; "skip" them; or "repair" the channels of images, take missing text for
+        "", and skip the others. `Data.skipped` names each, the first row being 0.
       image_size: (height, width) of images.
       channels: of images: 1, 3 or 4.
       value_range: of images: what pixel values 0 and 255 become.
@@ -98,9 +98,11 @@ def from_table(
     columns, rows = {name: table.columns[name][chosen] for name in {*names, *parts}}, table.rows[chosen]
     x, faults = _inputs({name: columns[name] for name in names}, images, on_bad)
     # In Parquet what is missing is marked as such.
-    empty = () if path.suffix == ".parquet" else missing
+    empty = () if path.suffix.lower() == ".parquet" else missing
     for name in (each for each in (target, split, groups) if each is not None):
         faults = np.where(_is_missing(columns[name], empty), f"there is nothing in the column {name!r}", faults)
+    if columns[target].dtype.kind == "f":
+        faults = np.where(np.isinf(columns[target]), "the target is infinite", faults)
     skipped = {f"row {row}": fault for row, fault in table.bad.items()}
     for row in np.flatnonzero(faults != ""):
         require(on_bad != "raise", f'row {rows[row]} of {path}: {faults[row]}. Mend it, or pass on_bad="skip"')
@@ -140,8 +142,14 @@ def _is_missing(values: np.ndarray, empty: Sequence[str]) -> np.ndarray:
     return np.array([each is None or (isinstance(each, str) and each.strip() in empty) for each in values], bool)
 
 
+def _are_flags(values: np.ndarray) -> bool:
+    return values.dtype.kind == "O" and {type(each) for each in values} == {bool, type(None)}
+
+
 def _inputs(columns: Mapping[str, np.ndarray], images: Images | None, on_bad: Policy) -> tuple[np.ndarray, np.ndarray]:
     """The inputs of all rows, and why each cannot be used, "" where it can."""
+    # Truth values, of which some are missing.
+    columns = {name: values.astype("float64") if _are_flags(values) else values for name, values in columns.items()}
     first = {name: next((each for each in values if each is not None), "") for name, values in columns.items()}
     texts = [name for name, values in columns.items() if values.dtype.kind == "O"]
     x = next(iter(columns.values()))

@@ -64,7 +64,7 @@ def open_tree(path: pathlib.Path) -> Tree:
 
     Raises:
       FileNotFoundError: neither is there.
-      ValueError: the archive is damaged.
+      ValueError: the archive is damaged, or the name of a file is not UTF-8.
     """
     if path.suffix.lower() == ".zip" and path.is_file():
         return _archive(path)
@@ -75,6 +75,11 @@ def open_tree(path: pathlib.Path) -> Tree:
         below = pathlib.Path(parent).relative_to(path)
         folders.append(below.as_posix())
         files.extend((below / name).as_posix() for name in names)
+    for name in files:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the name {name!a} in {path} is not UTF-8: rename it") from error
     return Tree(path, _visible(files), _visible(each for each in folders if each != "."))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.config import require
+from tfopt.data.arrays import as_array
 from tfopt.data.dataset import SPLITS, Data
 from tfopt.files import atomic_path
 
@@ -36,7 +37,8 @@ def write_tfrecord(
 
     Raises:
       FileExistsError: the folder is there.
-      ValueError: examples without a full shape, or inputs that are a tuple.
+      ValueError: examples without a full shape, inputs that are a tuple or are called "y" or "weight" beside those, or
+        numbers that the files do not hold.
     """
     require(isinstance(shards, int) and shards >= 1, f"shards must be at least 1, received {shards!r}")
     folder = pathlib.Path(folder).expanduser()
@@ -52,7 +54,7 @@ def write_tfrecord(
             names = [f"{split}-{shard:05d}-of-{shards:05d}.tfrecord" for shard in range(shards)]
             writers = [stack.enter_context(tf.io.TFRecordWriter(str(temporary / name), options)) for name in names]
             for number, example in enumerate(examples.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
-                found = {name: _encoded(np.asarray(part), specs[name]) for name, part in _by_name(example).items()}
+                found = {name: _encoded(name, as_array(part), specs[name]) for name, part in _by_name(example).items()}
                 record = tf.train.Example(features=tf.train.Features(feature=found))
                 writers[number % shards].write(record.SerializeToString())
         stack.close()
@@ -65,7 +67,12 @@ def _by_name(example: Any) -> dict[str, Any]:
         f"examples must be (x, y) or (x, y, sample_weight), x one tensor or a dict of them; received {example}",
     )
     x = example[0] if isinstance(example[0], dict) else {"x": example[0]}
-    return {**x, **dict(zip(("y", "weight"), example[1:], strict=False))}
+    others = dict(zip(("y", "weight"), example[1:], strict=False))
+    for name in others:
+        require(
+            name not in x, f"the inputs are called {', '.join(x)}: {name!r} is the name of something else, rename it"
+        )
+    return {**x, **others}
 
 
 def _is_image(spec: tf.TensorSpec) -> bool:
@@ -77,10 +84,12 @@ def _feature(name: str, spec: tf.TensorSpec) -> tf.io.FixedLenFeature:
         return tf.io.FixedLenFeature((), tf.string)
     require(spec.shape.is_fully_defined(), f"{name!r} must have a full shape, it has {spec.shape}: pad or crop it")
     kind = tf.string if spec.dtype == tf.string else tf.float32 if spec.dtype.is_floating else tf.int64
+    known = kind != tf.int64 or spec.dtype.is_integer or spec.dtype.is_bool
+    require(known, f"{name!r} must be numbers or text, it is {spec.dtype.name}: split it into real parts")
     return tf.io.FixedLenFeature(tuple(spec.shape), kind)
 
 
-def _encoded(part: np.ndarray, spec: tf.TensorSpec) -> tf.train.Feature:
+def _encoded(name: str, part: np.ndarray, spec: tf.TensorSpec) -> tf.train.Feature:
     if _is_image(spec):
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_png(part).numpy()]))
     values = part.ravel()
@@ -88,4 +97,6 @@ def _encoded(part: np.ndarray, spec: tf.TensorSpec) -> tf.train.Feature:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=values.tolist()))
     if spec.dtype.is_floating:
         return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+    if values.dtype == np.uint64 and values.size:
+        require(int(values.max()) < 2**63, f"{name!r} holds {values.max()}, more than int64 does")
     return tf.train.Feature(int64_list=tf.train.Int64List(value=values.astype("int64")))
