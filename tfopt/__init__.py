@@ -33,6 +33,7 @@ from tfopt.tflite.stage import ExportTFLite
 from tfopt.tflite.verify import verify_tflite
 from tfopt.train import models
 from tfopt.train.fit import Cosine, Fit
+from tfopt.train.replicas import on_strategy
 from tfopt.train.stage import Build, LoadModel, Train
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "measure_latency",
     "measure_tflite",
     "models",
+    "on_strategy",
     "prune_channels",
     "quantize_aware",
     "run",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from tfopt.progress import stage_bar
 from tfopt.report import Report, describe_environment
 from tfopt.stage import Stage, Work
+from tfopt.train.strategies import describe
 from tfopt.workdir import adopt, claim, identity, locked, read_stage, require_alike
 from tfopt.workers.preemption import preemptible
 
@@ -34,7 +35,7 @@ def run(stages: Sequence[Stage], work: Work, recipe: str = "") -> Work:
         if not isinstance(stage, Stage):
             hint = f": write {stage.__name__}(...)" if isinstance(stage, type) else ""
             raise TypeError(f"a chain is a list of stages; received {stage!r} in it{hint}")
-    work = work.with_workdir().replace(report=Report(recipe, describe_environment()))
+    work = work.with_workdir().replace(report=Report(recipe, {**describe_environment(), **describe(work.strategy)}))
     workdir = work.workdir
     assert workdir is not None
     peers = work.peers

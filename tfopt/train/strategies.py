@@ -9,6 +9,8 @@ from absl import logging
 
 from tfopt.config import did_you_mean, require
 
+# Why each strategy that was made here was chosen. Strategies live as long as the process.
+_REASONS: dict[int, str] = {}
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu", "horovod")
 
 
@@ -40,7 +42,9 @@ def strategy(name: str = "auto", replicas: int | None = None) -> tf.distribute.S
     )
     chosen, reason = (name, "as asked") if name != "auto" else _best()
     logging.info("strategy %s: %s", chosen, reason)
-    return _MAKE[chosen](replicas)
+    made = _MAKE[chosen](replicas)
+    _REASONS[id(made)] = reason
+    return made
 
 
 def is_one_device(chosen: tf.distribute.Strategy) -> bool:
@@ -74,7 +78,7 @@ def describe(chosen: tf.distribute.Strategy) -> Mapping[str, str]:
     return {
         "devices": ", ".join(found),
         "memory": f"{memory:.0f} GB",
-        "strategy": f"{kind}, {chosen.num_replicas_in_sync} replicas{workers}",
+        "strategy": f"{kind}, {chosen.num_replicas_in_sync} replicas{workers}: {_REASONS.get(id(chosen), 'as given')}",
     }
 
 
