@@ -1,5 +1,6 @@
 """Recipes on the command line: flags are read off the signature of a recipe's `stages` function."""
 
+import contextlib
 import inspect
 import pathlib
 import sys
@@ -15,7 +16,7 @@ from absl import flags
 from tfopt.chain import run
 from tfopt.report import print_summary
 from tfopt.stage import Stage, Work
-from tfopt.workers.start import Start, agree, facts_of, own_command
+from tfopt.workers.start import Start, facts_of, own_command, together
 from tfopt.workers.supervise import LOST_PEER, supervise
 
 Stages = Callable[..., Sequence[Stage]]
@@ -86,14 +87,15 @@ def _run(stages: Stages, name: str, values: flags.FlagValues, start: Start, argv
         if team is not None:
             return supervise(own_command(argv), team, restarts=start.restarts)
         workers = start.own()
-        if workers is not None:
-            values.strategy = "multi_worker"
-            agree(workers, facts_of(name, stages, values.flag_values_dict()))
-        work = run(
-            stages(**parameters),
-            Work(workdir=values.workdir, seed=values.seed, strategy=values.strategy),
-            recipe=name,
-        )
+        with contextlib.ExitStack() as stack:
+            if workers is not None:
+                values.strategy = "multi_worker"
+                stack.enter_context(together(workers, facts_of(name, stages, values.flag_values_dict())))
+            work = run(
+                stages(**parameters),
+                Work(workdir=values.workdir, seed=values.seed, strategy=values.strategy),
+                recipe=name,
+            )
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         if values.traceback:
             raise

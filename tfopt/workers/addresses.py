@@ -110,7 +110,7 @@ def find_workers(
     Workers(addresses=('a:1', 'b:2'), index=0)
     """
     if workers:
-        addresses = tuple(each.strip() for each in (workers.split(",") if isinstance(workers, str) else workers))
+        addresses = tuple(map(str.strip, workers.split(",")) if isinstance(workers, str) else workers)
         # Checks the addresses before a host is looked for.
         Workers(addresses, 0)
         return Workers(addresses, _own_index(addresses) if index is None else index)

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from tfopt.workers.addresses import Workers, split_address
+from tfopt.workers.link import Link
 
 _log = logging.getLogger(__name__)
 _MAGIC = b"tfopt-meet/1 "
@@ -25,6 +26,7 @@ _READY = _MAGIC + b"ready\n"
 _LONGEST_LINE = 2**20
 # For one connection and one line; a worker that is busy importing answers later calls.
 _SECONDS_TO_ANSWER = 5.0
+_SECONDS_TO_REFUSE = 3.0
 
 
 def check_port(workers: Workers) -> None:
@@ -51,6 +53,13 @@ def meet(workers: Workers, text: str, seconds: float = 300.0) -> tuple[str, ...]
     >>> meet(Workers(("localhost:47651",), 0), "alone")
     ('alone',)
     """
+    link = join(workers, text, seconds)
+    link.close()
+    return link.texts
+
+
+def join(workers: Workers, text: str, seconds: float = 300.0) -> Link:
+    """The same as `meet`, with the connections kept: `Link.watched` tells when another worker ends."""
     with _listen(workers) as listener:
         return asyncio.run(_Meeting(workers, text).hold(listener, seconds))
 
@@ -128,35 +137,49 @@ class _Meeting:
         self.answered: set[int] = set()
         self.ready: set[int] = set()
         self.told: set[int] = set()
+        # The same of the first two, also where the connection was lost again.
+        self.ever_called: set[int] = set()
+        self.ever_answered: set[int] = set()
+        # The connections behind these: calls from here and from there.
+        self.calls: dict[int, asyncio.StreamWriter] = {}
+        self.answers: dict[int, asyncio.StreamWriter] = {}
         # Why the last call did not reach a worker.
         self.problems: dict[int, str] = {}
         self.complete, self.over = asyncio.Event(), asyncio.Event()
         self.refusal: ValueError | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
-    async def hold(self, listener: socket.socket, seconds: float) -> tuple[str, ...]:
+    async def hold(self, listener: socket.socket, seconds: float) -> Link:
         self._update()
         server = await asyncio.start_server(self._take, sock=listener, limit=_LONGEST_LINE)
         self.tasks |= {asyncio.create_task(self._call(index)) for index in self.others}
         try:
             async with asyncio.timeout(seconds):
                 await self.over.wait()
+            if self.refusal is not None:
+                # So that others come by and see the reason too.
+                await asyncio.sleep(_SECONDS_TO_REFUSE)
+                raise self.refusal
+            said = {**self.called, self.workers.index: self.hello}
+            texts = tuple(said[index].text for index in range(len(self.workers.addresses)))
+            # Copies, which stay open when asyncio closes its own.
+            return Link(self.workers, texts, _copies(self.calls), _copies(self.answers))
         except TimeoutError:
             raise TimeoutError(self._absence(seconds)) from None
         finally:
             server.close()
+            # Connections that are just being taken become tasks.
+            await asyncio.sleep(0.01)
             tasks = list(self.tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if self.refusal is not None:
-            raise self.refusal
-        said = {**self.called, self.workers.index: self.hello}
-        return tuple(said[index].text for index in range(len(self.workers.addresses)))
 
     def _update(self) -> None:
         """To be called after every change."""
         others = set(self.others)
+        self.ever_called |= set(self.called)
+        self.ever_answered |= self.answered
         (self.complete.set if self.answered >= others and set(self.called) >= others else self.complete.clear)()
         if self.refusal is not None or (self.complete.is_set() and self.ready >= others and self.told >= others):
             self.over.set()
@@ -165,7 +188,8 @@ class _Meeting:
         # A task of its own, since asyncio reports those of its servers as failed when they are cancelled.
         task = asyncio.create_task(self._answer(reader, writer))
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        # Also where it is cancelled before it begins.
+        task.add_done_callback(lambda _: (self.tasks.discard(task), writer.close()))
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One call from elsewhere."""
@@ -186,15 +210,19 @@ class _Meeting:
         if not self._accept(hello, f"a worker at {_host(writer)}"):
             return
         # One that calls anew was started anew.
-        self.called[hello.index] = hello
+        self.called[hello.index], self.answers[hello.index] = hello, writer
         self.ready.discard(hello.index)
         self._update()
         is_ready = await _read_line(reader) == _READY
-        if self.called.get(hello.index) is hello:
-            if is_ready:
-                self.ready.add(hello.index)
-            else:
-                del self.called[hello.index]
+        if self.called.get(hello.index) is not hello:
+            return
+        if is_ready:
+            self.ready.add(hello.index)
+            self._update()
+            # Open until then: for the other one, its end would be that of this worker.
+            await self.over.wait()
+        else:
+            del self.called[hello.index]
             self._update()
 
     async def _call(self, index: int) -> None:
@@ -228,6 +256,7 @@ class _Meeting:
         if not self._accept(hello, f"the worker at {self.workers.addresses[index]}", index):
             return
         self.answered.add(index)
+        self.calls[index] = writer
         self._update()
         lost = asyncio.create_task(_read_line(reader))
         try:
@@ -281,11 +310,11 @@ class _Meeting:
         absent, unreachable, deaf, waiting = [], [], [], []
         for index in self.others:
             reason = f"{self.workers.name(index)}: {self.problems.get(index, 'no answer')}"
-            if index not in self.called and index not in self.answered:
+            if index not in self.ever_called | self.ever_answered:
                 absent.append(reason)
-            elif index not in self.answered:
+            elif index not in self.ever_answered:
                 unreachable.append(reason)
-            elif index not in self.called:
+            elif index not in self.ever_called:
                 deaf.append(self.workers.name(index))
             elif index not in self.ready:
                 waiting.append(self.workers.name(index))
@@ -302,7 +331,7 @@ class _Meeting:
                 f"these can be reached and did not call: {', '.join(deaf)}. Can they reach {self.workers.address}?"
             )
         if waiting and len(said) == 1:
-            said.append(f"these still wait for others: {', '.join(waiting)}. They say for whom")
+            said.append(f"these came, and wait for others or have ended: {', '.join(waiting)}. They say why")
         return "; ".join(said)
 
 
@@ -322,6 +351,12 @@ def _listen(workers: Workers) -> socket.socket:
             f"{workers.name(workers.index)} cannot use its port {port} ({cause}): end the other process (ss -ltnp "
             f"shows it), or give this worker another port",
         ) from error
+
+
+def _copies(writers: Mapping[int, asyncio.StreamWriter]) -> dict[int, socket.socket]:
+    sockets = {index: writer.get_extra_info("socket") for index, writer in writers.items()}
+    # One that broke is closed.
+    return {index: each.dup() for index, each in sockets.items() if each.fileno() >= 0}
 
 
 def _host(writer: asyncio.StreamWriter) -> str:

@@ -1,5 +1,6 @@
 """`Start`: what the flags of a recipe say about processes, and what follows from it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -9,12 +10,12 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfopt.config import Config, did_you_mean, require
 from tfopt.workers.addresses import Workers, find_workers
-from tfopt.workers.meet import check_same, meet
+from tfopt.workers.meet import check_same, join
 from tfopt.workers.supervise import SUPERVISED, local_workers
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu", "horovod")
@@ -114,14 +115,26 @@ def facts_of(recipe: str, stages: Callable[..., Any], flags: Mapping[str, Any]) 
     }
 
 
-def agree(workers: Workers, facts: Mapping[str, Any], seconds: float = _SECONDS_TO_MEET) -> None:
-    """Waits for all workers; raises where one does not come, or where they do not run the same."""
+@contextlib.contextmanager
+def together(workers: Workers, facts: Mapping[str, Any], seconds: float = _SECONDS_TO_MEET) -> Iterator[None]:
+    """Waits for all workers, and in the block watches over them: where another one ends, this process does too.
+
+    Raises:
+      OSError: the own port cannot be used, or a worker does not come.
+      ValueError: the workers do not run the same.
+    """
     others = [each for each in workers.addresses if each != workers.address]
     if others:
         name = workers.name(workers.index)
         print(f"{name} waits for {', '.join(others)}, {seconds:g} s at most", file=sys.stderr)  # noqa: T201
-    texts = meet(workers, json.dumps(facts), seconds)
-    check_same(workers, [json.loads(text) for text in texts])
+    link = join(workers, json.dumps(facts), seconds)
+    try:
+        check_same(workers, [json.loads(text) for text in link.texts])
+    except ValueError:
+        link.close()
+        raise
+    with link.watched():
+        yield
 
 
 def own_command(argv: Sequence[str] | None = None) -> list[str]:
