@@ -15,8 +15,8 @@ import pytest
 
 import tfopt
 from tfopt.workers.addresses import Workers
-from tfopt.workers.meet import check_port, check_same, join, meet
-from tfopt.workers.supervise import PREEMPTED, local_workers
+from tfopt.workers.meet import check_port, check_same, meet
+from tfopt.workers.supervise import LOST_PEER, PREEMPTED, local_workers
 
 
 def meet_all(workers, seconds=20.0, text="text {}"):
@@ -96,7 +96,7 @@ def test_one_that_is_heard_and_cannot_be_reached_is_told_apart():
     chief = local_workers(1)[0].address
     with socket.create_server(("", 0)) as other:
         wrong = f"localhost:{other.getsockname()[1]}"
-        hello = json.dumps({"index": 1, "addresses": [chief, wrong], "text": ""}).encode()
+        hello = json.dumps({"index": 1, "addresses": [chief, wrong], "text": "", "token": "x"}).encode()
 
         def call():
             with socket.socket() as caller:
@@ -122,9 +122,10 @@ STRANGE = [
     b"tfopt-meet/1 ready\n",
     b"tfopt-meet/1 {}\n",
     b"tfopt-meet/1 [1]\n",
-    b'tfopt-meet/1 {"index": true, "addresses": [], "text": ""}\n',
-    b'tfopt-meet/1 {"index": 0, "addresses": "ab", "text": ""}\n',
-    b'tfopt-meet/1 {"index": 0, "addresses": ["a:1"], "text": 5}\n',
+    b'tfopt-meet/1 {"index": true, "addresses": [], "text": "", "token": ""}\n',
+    b'tfopt-meet/1 {"index": 0, "addresses": "ab", "text": "", "token": ""}\n',
+    b'tfopt-meet/1 {"index": 0, "addresses": ["a:1"], "text": 5, "token": ""}\n',
+    b'tfopt-meet/1 {"index": 0, "addresses": ["a:1"], "text": ""}\n',
     b"tfopt-meet/1 " + b"[" * 200_000 + b"\n",
     b"tfopt-meet/1 " + b"x" * 3_000_000,
 ]
@@ -225,27 +226,30 @@ def test_other_lists_of_workers_are_refused_on_both_sides():
 
 # Without the rest of tfopt, and so without TensorFlow: it starts at once.
 SOURCE = """
-import sys, types
+import os, signal, sys, time, types
 sys.modules["tfopt"] = types.ModuleType("tfopt")
 sys.modules["tfopt"].__path__ = [sys.argv[4]]
-from tfopt.workers.addresses import Workers
-from tfopt.workers.meet import meet
-print("here", flush=True)
-print(meet(Workers(tuple(sys.argv[2].split(",")), int(sys.argv[1])), sys.argv[3], 60), flush=True)
+from tfopt.workers import addresses, meet as meeting
+workers, text = addresses.Workers(tuple(sys.argv[2].split(",")), int(sys.argv[1])), sys.argv[3]
 """
+MEETS = """
+print("here", flush=True)
+print(meeting.meet(workers, text, 60), flush=True)
+"""
+
+
+def start(source, index, addresses, text):
+    words = [sys.executable, "-c", source, index, addresses, text, *tfopt.__path__]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_one_that_is_killed_and_comes_again_is_met():
     """A process that has said hello and is killed with -9; the meeting goes on with its successor's text."""
     team = local_workers(3)
-
-    def start(index, text):
-        command = [sys.executable, "-c", SOURCE, str(index), ",".join(team[0].addresses), text, *tfopt.__path__]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
+    addresses = ",".join(team[0].addresses)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(meet, team[0], "first", 60)
-        victim = start(1, "victim")
+        victim = start(SOURCE + MEETS, "1", addresses, "victim")
         try:
             assert victim.stdout.readline() == "here\n"
             while not listens(port_of(team[1])):
@@ -255,7 +259,7 @@ def test_one_that_is_killed_and_comes_again_is_met():
         finally:
             victim.send_signal(signal.SIGKILL)
             victim.communicate()
-        again = start(1, "again")
+        again = start(SOURCE + MEETS, "1", addresses, "again")
         expected = ("first", "again", "third")
         assert meet(team[2], "third", 60) == expected
         assert first.result() == expected
@@ -276,6 +280,7 @@ with join(workers, "", 120).watched():
 """
 
 
+@pytest.mark.slow
 def test_tensorflow_uses_the_ports_at_once():
     """Its servers listen at the same ports while the connections of the meeting stay, and compute together."""
     team = local_workers(2)
@@ -288,37 +293,64 @@ def test_tensorflow_uses_the_ports_at_once():
             each.kill()
 
 
-def link_two(team):
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda each: join(each, "", 20), team))
+WATCHED = """
+class Loss(Exception):
+    pass
+with meeting.join(workers, text, 60).watched((Loss,)):
+    print("here", flush=True)
+    exec(text)
+"""
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(1), SystemExit("no")])
-def test_the_end_of_one_is_seen_at_once_by_the_other(error):
-    one, other = link_two(local_workers(2))
-    said, heard = [], threading.Event()
-    with one.watched(lambda text: (said.append(text), heard.set())):
-        with pytest.raises(type(error)):
-            with other.watched(said.append):
-                assert not heard.wait(0.2)
-                raise error
-        assert heard.wait(10)
-    assert said == [f"{one.workers.name(0)} lost {one.workers.name(1)}, which ended"]
+def watch(team, *works):
+    """Exit code and standard error of workers that do each its work while they are watched."""
+    sources = [(SOURCE + WATCHED, str(index), ",".join(team[0].addresses), text) for index, text in enumerate(works)]
+    processes = [start(*each) for each in sources]
+    try:
+        return [(process.returncode, err) for process in processes for err in [process.communicate(timeout=60)[1]]]
+    finally:
+        for each in processes:
+            each.kill()
 
 
-@pytest.mark.parametrize("code", [None, 0, PREEMPTED])
-def test_who_says_goodbye_is_not_lost(code):
-    one, other = link_two(local_workers(2))
-    said = []
-    with one.watched(said.append):
-        try:
-            with other.watched(said.append):
-                if code is not None:
-                    raise SystemExit(code)
-        except SystemExit:
-            time.sleep(0.1)
-        time.sleep(0.3)
-    assert said == []
+WAIT = "time.sleep(100)"
+
+
+@pytest.mark.parametrize(
+    ("end", "number"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", signal.SIGUSR2),
+        (f"sys.exit({LOST_PEER})", signal.SIGUSR2),
+        ("raise KeyboardInterrupt", signal.SIGUSR2),
+        ("raise Loss", signal.SIGUSR2),
+        ("raise ValueError", signal.SIGUSR1),
+        ("sys.exit(2)", signal.SIGUSR1),
+        ("sys.exit('no')", signal.SIGUSR1),
+    ],
+)
+def test_the_end_of_one_ends_the_others(end, number):
+    """At once, and with a reason; in another way where it would fail again."""
+    team = local_workers(3)
+    one, other, _ = watch(team, WAIT, WAIT, end)
+    says = "failed; its own lines say why" if number == signal.SIGUSR1 else "was lost: all workers have to start again"
+    assert (one[0], other[0]) == (-number, -number)
+    assert f"{team[0].name(2)} {says}\n" in one[1] + other[1]
+
+
+def test_a_lost_worker_is_seen_while_python_is_locked():
+    """As TensorFlow locks it while its servers start."""
+    locked = "import ctypes; ctypes.PyDLL(None).sleep(100)"
+    assert watch(local_workers(2), locked, "os._exit(3)")[0][0] == -signal.SIGUSR2
+
+
+@pytest.mark.parametrize("end", ["0", f"sys.exit({PREEMPTED})"])
+def test_who_says_goodbye_is_not_lost(end):
+    """Whether its work took time or none, and the others end as they like; one after it is still watched."""
+    late = "time.sleep(0.7)"
+    code = PREEMPTED if str(PREEMPTED) in end else 0
+    assert watch(local_workers(3), end, late, late + "; " + end) == [(code, ""), (0, ""), (code, "")]
+    first, second, third = watch(local_workers(3), end, WAIT, late + "; os._exit(3)")
+    assert (first[0], second[0], third[0]) == (code, -signal.SIGUSR2, 3)
 
 
 def test_what_differs_is_told_with_the_worker():

@@ -90,7 +90,8 @@ def _run(stages: Stages, name: str, values: flags.FlagValues, start: Start, argv
         with contextlib.ExitStack() as stack:
             if workers is not None:
                 values.strategy = "multi_worker"
-                stack.enter_context(together(workers, facts_of(name, stages, values.flag_values_dict())))
+                facts = facts_of(name, stages, values.flag_values_dict())
+                stack.enter_context(together(workers, facts, _LOSSES))
             work = run(
                 stages(**parameters),
                 Work(workdir=values.workdir, seed=values.seed, strategy=values.strategy),

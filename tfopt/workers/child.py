@@ -52,6 +52,8 @@ def main() -> None:
     if orphaned.is_set():
         # Where nothing but the group tells who belongs here.
         os.killpg(0, signal.SIGKILL)
+    # As watch.py says that another worker has ended.
+    code = {-signal.SIGUSR1: 1, -signal.SIGUSR2: 76}.get(code, code)
     os._exit(code if code >= 0 else 128 - code)
 
 

@@ -1,21 +1,21 @@
 """`Link`: connections to all other workers that stay open, so that the end of one is seen at once by all.
 
 TensorFlow sees the death of a worker after ten seconds or more, and one that dies while the others start their
-servers not at all: they wait for it for an hour.
+servers not at all: they wait for it for very long.
 """
 
 import contextlib
-import os
-import selectors
+import pathlib
 import socket
+import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from tfopt.workers.addresses import Workers
-from tfopt.workers.supervise import LOST_PEER, PREEMPTED
+from tfopt.workers.supervise import FINAL, PREEMPTED
+from tfopt.workers.watch import FAILED, GOODBYE
 
-GOODBYE = b"tfopt-meet/1 goodbye\n"
+_WATCH = pathlib.Path(__file__).with_name("watch.py")
 
 
 class Link:
@@ -38,66 +38,52 @@ class Link:
         self.workers, self.texts, self._calls, self._answers = workers, texts, calls, answers
 
     def close(self) -> None:
-        """Closes all connections; for the others this worker has ended."""
+        """Closes all connections."""
         for each in (*self._calls.values(), *self._answers.values()):
             each.close()
 
     @contextlib.contextmanager
-    def watched(self, lost: Callable[[str], None] | None = None) -> Iterator[None]:
-        """Ends this process with LOST_PEER when another worker ends without goodbye, as long as the block lasts.
+    def watched(self, again: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Ends this process when another worker ends before its work is done, as long as the block lasts.
 
-        At the end of the block this worker says goodbye, unless the block raised an error.
+        By SIGUSR2, which a supervisor takes for LOST_PEER, or by SIGUSR1 where the other one failed with an error of
+        its own, which would come again. When the block ends, the other workers are told how.
 
         Args:
-          lost: what is called instead, in a thread, with what there is to say.
+          again: the errors in the block after which all workers are to start again.
         """
-        here, there = socket.socketpair()
-        thread = threading.Thread(target=self._watch, args=(there, lost or _end), daemon=True)
-        thread.start()
+        if not self._calls:
+            yield
+            return
+        for each in self._calls.values():
+            _keep_alive(each)
+        names = [f"{each.fileno()}:{self.workers.name(index)}" for index, each in self._calls.items()]
+        watch = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_WATCH), *names],
+            stdin=subprocess.PIPE,
+            pass_fds=[each.fileno() for each in self._calls.values()],
+        )
+        word = b""
         try:
             yield
-            self._say_goodbye()
+            word = GOODBYE
         except SystemExit as error:
             # Those that saved because of a SIGTERM end all at once, each by itself.
-            if error.code in (None, 0, PREEMPTED):
-                self._say_goodbye()
+            done = error.code in (None, 0, PREEMPTED)
+            word = GOODBYE if done else FAILED if error.code in FINAL or isinstance(error.code, str) else b""
+            raise
+        except again:
+            raise
+        except Exception:
+            word = FAILED
             raise
         finally:
-            here.close()
-            thread.join()
-            there.close()
+            watch.communicate()
+            for each in self._answers.values():
+                # Who has ended already does not listen.
+                with contextlib.suppress(OSError):
+                    each.sendall(word)
             self.close()
-
-    def _say_goodbye(self) -> None:
-        for each in self._answers.values():
-            # Who has ended already does not listen.
-            with contextlib.suppress(OSError):
-                each.sendall(GOODBYE)
-
-    def _watch(self, over: socket.socket, lost: Callable[[str], None]) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(over, selectors.EVENT_READ)
-            for index, each in self._calls.items():
-                _keep_alive(each)
-                selector.register(each, selectors.EVENT_READ, index)
-            others = {index for index in range(len(self.workers.addresses)) if index != self.workers.index}
-            # Broken connections are gone already.
-            ended = sorted(others - set(self._calls))
-            while not ended:
-                for key, _ in selector.select():
-                    if key.data is None:
-                        return
-                    selector.unregister(key.fileobj)
-                    if not _said_goodbye(self._calls[key.data]):
-                        ended.append(key.data)
-        lost(f"{self.workers.name(self.workers.index)} lost {self.workers.name(ended[0])}, which ended")
-
-
-def _said_goodbye(connection: socket.socket) -> bool:
-    try:
-        return connection.recv(len(GOODBYE)) == GOODBYE
-    except OSError:
-        return False
 
 
 def _keep_alive(connection: socket.socket) -> None:
@@ -108,10 +94,3 @@ def _keep_alive(connection: socket.socket) -> None:
         # Not all systems can change their times.
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
-def _end(text: str) -> None:
-    sys.stderr.write(f"{text}: all workers have to start again\n")
-    sys.stderr.flush()
-    # At once: the main thread may wait for the lost one, deep in TensorFlow.
-    os._exit(LOST_PEER)

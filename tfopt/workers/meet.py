@@ -13,9 +13,10 @@ import errno
 import json
 import logging
 import os
+import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tfopt.workers.addresses import Workers, split_address
 from tfopt.workers.link import Link
@@ -26,7 +27,7 @@ _READY = _MAGIC + b"ready\n"
 _LONGEST_LINE = 2**20
 # For one connection and one line; a worker that is busy importing answers later calls.
 _SECONDS_TO_ANSWER = 5.0
-_SECONDS_TO_REFUSE = 3.0
+_SECONDS_TO_REFUSE = 2.0
 
 
 def check_port(workers: Workers) -> None:
@@ -91,6 +92,8 @@ class _Hello:
     index: int
     addresses: tuple[str, ...]
     text: str
+    # Another one after each start.
+    token: str
 
     def line(self) -> bytes:
         return _MAGIC + json.dumps(dataclasses.asdict(self)).encode() + b"\n"
@@ -106,7 +109,7 @@ async def _read_hello(reader: asyncio.StreamReader) -> _Hello | None:
         hello = _Hello(**json.loads(line[len(_MAGIC) :]))
     except (ValueError, TypeError, TimeoutError, RecursionError):
         return None
-    texts = [hello.text, *hello.addresses] if isinstance(hello.addresses, list) else [None]
+    texts = [hello.text, hello.token, *hello.addresses] if isinstance(hello.addresses, list) else [None]
     if type(hello.index) is not int or not all(isinstance(each, str) for each in texts):
         return None
     return dataclasses.replace(hello, addresses=tuple(hello.addresses))
@@ -126,21 +129,21 @@ class _Meeting:
 
     def __init__(self, workers: Workers, text: str) -> None:
         self.workers = workers
-        self.hello = _Hello(workers.index, workers.addresses, text)
+        self.hello = _Hello(workers.index, workers.addresses, text, secrets.token_hex(8))
         if len(self.hello.line()) > _LONGEST_LINE:
             raise ValueError(
                 f"the text for the other workers must be below a megabyte, received {len(text)} characters"
             )
         self.others = [index for index in range(len(workers.addresses)) if index != workers.index]
-        # By index: who called, with what it said; who answered; who is ready; who was told that this one is.
+        # By index: who called and who answered, with what it said; who is ready; who was told that this one is.
         self.called: dict[int, _Hello] = {}
-        self.answered: set[int] = set()
+        self.answered: dict[int, _Hello] = {}
         self.ready: set[int] = set()
         self.told: set[int] = set()
         # The same of the first two, also where the connection was lost again.
         self.ever_called: set[int] = set()
         self.ever_answered: set[int] = set()
-        # The connections behind these: calls from here and from there.
+        # The connections behind these: calls from here, and from there.
         self.calls: dict[int, asyncio.StreamWriter] = {}
         self.answers: dict[int, asyncio.StreamWriter] = {}
         # Why the last call did not reach a worker.
@@ -162,7 +165,6 @@ class _Meeting:
                 raise self.refusal
             said = {**self.called, self.workers.index: self.hello}
             texts = tuple(said[index].text for index in range(len(self.workers.addresses)))
-            # Copies, which stay open when asyncio closes its own.
             return Link(self.workers, texts, _copies(self.calls), _copies(self.answers))
         except TimeoutError:
             raise TimeoutError(self._absence(seconds)) from None
@@ -179,17 +181,23 @@ class _Meeting:
         """To be called after every change."""
         others = set(self.others)
         self.ever_called |= set(self.called)
-        self.ever_answered |= self.answered
-        (self.complete.set if self.answered >= others and set(self.called) >= others else self.complete.clear)()
-        if self.refusal is not None or (self.complete.is_set() and self.ready >= others and self.told >= others):
+        self.ever_answered |= set(self.answered)
+        met = all(index in self.called and index in self.answered and not self._stale(index) for index in others)
+        (self.complete.set if met else self.complete.clear)()
+        if self.refusal is not None or (met and self.ready >= others and self.told >= others):
             self.over.set()
+
+    def _stale(self, index: int) -> bool:
+        """Whether a worker was started anew since it answered."""
+        return index in self.called and self.called[index].token != self.answered[index].token
 
     def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # A task of its own, since asyncio reports those of its servers as failed when they are cancelled.
         task = asyncio.create_task(self._answer(reader, writer))
         self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
         # Also where it is cancelled before it begins.
-        task.add_done_callback(lambda _: (self.tasks.discard(task), writer.close()))
+        task.add_done_callback(lambda _: writer.close())
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One call from elsewhere."""
@@ -219,8 +227,8 @@ class _Meeting:
         if is_ready:
             self.ready.add(hello.index)
             self._update()
-            # Open until then: for the other one, its end would be that of this worker.
-            await self.over.wait()
+            # Stays open: for the other one, its end would be that of this worker.
+            await asyncio.Event().wait()
         else:
             del self.called[hello.index]
             self._update()
@@ -241,7 +249,7 @@ class _Meeting:
                 # Those of names and of several addresses have other numbers, or none.
                 number = error.errno or 0
                 self.problems[index] = os.strerror(number) if number > 0 else error.strerror or str(error)
-            self.answered.discard(index)
+            self.answered.pop(index, None)
             self.told.discard(index)
             self._update()
             await asyncio.sleep(pause)
@@ -255,36 +263,18 @@ class _Meeting:
             return
         if not self._accept(hello, f"the worker at {self.workers.addresses[index]}", index):
             return
-        self.answered.add(index)
-        self.calls[index] = writer
+        # What comes behind the meeting is not for asyncio. Streams have one transport for both directions.
+        cast(asyncio.Transport, writer.transport).pause_reading()
+        self.answered[index], self.calls[index] = hello, writer
         self._update()
-        lost = asyncio.create_task(_read_line(reader))
-        try:
-            await self._complete_or(lost)
-            if lost.done():
-                self.problems[index] = "it ended"
-                return
-            writer.write(_READY)
-            await writer.drain()
-            self.told.add(index)
-            self._update()
-            await lost
-        finally:
-            lost.cancel()
-            await asyncio.gather(lost, return_exceptions=True)
-        # It has left. That was right if it was ready; a late word is waited for.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SECONDS_TO_ANSWER):
-                while index not in self.ready:
-                    await asyncio.sleep(0.05)
-        # Until it calls again, because it was started anew.
-        while index in self.ready:
-            await asyncio.sleep(0.05)
-
-    async def _complete_or(self, lost: "asyncio.Task[bytes]") -> None:
-        complete = asyncio.create_task(self.complete.wait())
-        await asyncio.wait({complete, lost}, return_when=asyncio.FIRST_COMPLETED)
-        complete.cancel()
+        while not self._stale(index):
+            if self.complete.is_set() and index not in self.told:
+                writer.write(_READY)
+                await writer.drain()
+                self.told.add(index)
+                self._update()
+            await asyncio.sleep(0.02)
+        self.problems[index] = "it ended"
 
     def _accept(self, hello: _Hello, who: str, index: int | None = None) -> bool:
         """Whether a worker says what it should; what it says otherwise is kept as the reason to end."""
@@ -354,9 +344,15 @@ def _listen(workers: Workers) -> socket.socket:
 
 
 def _copies(writers: Mapping[int, asyncio.StreamWriter]) -> dict[int, socket.socket]:
+    """Connections that stay open when asyncio closes its own; for one that broke, one that ends at once."""
     sockets = {index: writer.get_extra_info("socket") for index, writer in writers.items()}
-    # One that broke is closed.
-    return {index: each.dup() for index, each in sockets.items() if each.fileno() >= 0}
+    return {index: each.dup() if each.fileno() >= 0 else _ended() for index, each in sockets.items()}
+
+
+def _ended() -> socket.socket:
+    here, there = socket.socketpair()
+    there.close()
+    return here
 
 
 def _host(writer: asyncio.StreamWriter) -> str:

@@ -116,8 +116,16 @@ def facts_of(recipe: str, stages: Callable[..., Any], flags: Mapping[str, Any]) 
 
 
 @contextlib.contextmanager
-def together(workers: Workers, facts: Mapping[str, Any], seconds: float = _SECONDS_TO_MEET) -> Iterator[None]:
+def together(
+    workers: Workers, facts: Mapping[str, Any], losses: tuple[type[Exception], ...], seconds: float = _SECONDS_TO_MEET
+) -> Iterator[None]:
     """Waits for all workers, and in the block watches over them: where another one ends, this process does too.
+
+    Args:
+      workers: all of them, and which one this is.
+      facts: what they must have in common.
+      losses: the errors of TensorFlow that mean that another worker was lost.
+      seconds: how long to wait.
 
     Raises:
       OSError: the own port cannot be used, or a worker does not come.
@@ -133,7 +141,7 @@ def together(workers: Workers, facts: Mapping[str, Any], seconds: float = _SECON
     except ValueError:
         link.close()
         raise
-    with link.watched():
+    with link.watched(losses):
         yield
 
 
