@@ -1,5 +1,6 @@
 """Recipes on the command line: flags are read off the signature of a recipe's `stages` function."""
 
+import contextlib
 import inspect
 import pathlib
 import sys
@@ -9,11 +10,14 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import tensorflow as tf
 from absl import flags
 
 from tfopt.chain import run
 from tfopt.report import print_summary
 from tfopt.stage import Stage, Work
+from tfopt.workers.start import Start, facts_of, own_command, together
+from tfopt.workers.supervise import LOST_PEER, supervise
 
 Stages = Callable[..., Sequence[Stage]]
 
@@ -23,14 +27,30 @@ _DEFINE: Mapping[type, Callable[..., Any]] = {
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
 }
+_START: Mapping[str, tuple[type, Any, str]] = {
+    "strategy": (str, "auto", "auto, one_device, mirrored, multi_worker, tpu or horovod."),
+    "workers": (str, None, "host:port of every worker, separated by commas; the same command runs on each host."),
+    "worker_index": (int, None, "Which of --workers this host is, from 0; found by its name where not given."),
+    "local_workers": (int, None, "Workers to start on this host."),
+    "restarts": (int, 3, "How often all workers are started again when one dies."),
+}
+# What a worker sees of the death of another one.
+_LOSSES = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
 
 
 def run_recipe(stages: Stages, argv: Sequence[str] | None = None) -> None:
     """Runs a recipe from the command line; the last line of every recipe module.
 
     Each parameter of `stages` becomes a flag: name, type and default from the signature, help from the "Args:"
-    part of its docstring. `--workdir` and `--seed` come with every recipe. Does not return: exits with 0, with 1
-    after an error, or with 2 for flags that cannot be read.
+    part of its docstring. `--workdir` and `--seed` come with every recipe, and flags that spread it over processes and
+    hosts (tfopt/workers/README.md). Does not return: exits with 0, with 1 after an error, with 2 for flags that cannot
+    be read or contradict each other, or with LOST_PEER.
 
     Args:
       stages: the recipe: parameters with defaults of type int, float, bool or str; returns a list of stages.
@@ -51,24 +71,45 @@ def run_recipe(stages: Stages, argv: Sequence[str] | None = None) -> None:
         rest = values(arguments)
         if rest[1:]:
             raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}; flags are written --name=value")
-    except flags.Error as error:
+        start = Start(**{key: values[key].value for key in _START})
+    except (flags.Error, ValueError) as error:
         # absl's own message for an unknown flag names the nearest ones.
         print(f"{error}\n(--help lists the flags)", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
-    raise SystemExit(_run(stages, name, values))
+    raise SystemExit(_run(stages, name, values, start, argv))
 
 
-def _run(stages: Stages, name: str, values: flags.FlagValues) -> int:
+def _run(stages: Stages, name: str, values: flags.FlagValues, start: Start, argv: Sequence[str] | None) -> int:
     parameters = {key: values[key].value for key in inspect.signature(stages).parameters}
+    workers = None
     try:
-        work = run(stages(**parameters), Work(workdir=values.workdir, seed=values.seed), recipe=name)
+        team = start.team()
+        if team is not None:
+            return supervise(own_command(argv), team, restarts=start.restarts)
+        workers = start.own()
+        with contextlib.ExitStack() as stack:
+            if workers is not None:
+                values.strategy = "multi_worker"
+                facts = facts_of(name, stages, values.flag_values_dict())
+                stack.enter_context(together(workers, facts, _LOSSES))
+            work = run(
+                stages(**parameters),
+                Work(workdir=values.workdir, seed=values.seed, strategy=values.strategy),
+                recipe=name,
+            )
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         if values.traceback:
             raise
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         print(f"error: {error}{notes}\n(--traceback shows where)", file=sys.stderr)  # noqa: T201
         return 1
-    print_summary(work.report, folder=work.workdir)
+    except _LOSSES as error:
+        if workers is None or len(workers.addresses) == 1:
+            raise
+        print(f"another worker was lost: {error}", file=sys.stderr)  # noqa: T201
+        return LOST_PEER
+    if workers is None or workers.chief:
+        print_summary(work.report, folder=work.workdir)
     return 0
 
 
@@ -80,6 +121,9 @@ def recipe_name(stages: Stages) -> str:
 def _define_flags(stages: Stages, values: flags.FlagValues, name: str) -> None:
     helps = _argument_docs(stages)
     types_by_name = typing.get_type_hints(stages)
+    taken = [key for key in _START if key in inspect.signature(stages).parameters]
+    if taken:
+        raise TypeError(f"{name}: the flag --{taken[0]} means the same in every recipe: rename the parameter")
     for parameter in inspect.signature(stages).parameters.values():
         if parameter.default is parameter.empty:
             raise TypeError(f"{name}: the parameter {parameter.name!r} of stages(...) needs a default")
@@ -94,6 +138,7 @@ def _define_flags(stages: Stages, values: flags.FlagValues, name: str) -> None:
     shared = {
         "workdir": (str, f"runs/{name}", "Folder for results; a run that was stopped continues there."),
         "seed": (int, 0, "All randomness follows from it."),
+        **_START,
         "traceback": (bool, False, "Show the whole traceback of an error."),
     }
     for key, (kind, default, text) in shared.items():
