@@ -66,6 +66,10 @@ def left_behind(folder):
     return found
 
 
+def parent(pid):
+    return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def wait_until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -137,8 +141,7 @@ def test_all_start_again_at_new_ports_when_any_is_killed(victim, tmp_path):
 def test_the_guard_of_a_worker_may_be_killed_too(tmp_path):
     def kill():
         wait_until(lambda: starts(tmp_path))
-        stat = pathlib.Path(f"/proc/{starts(tmp_path)[0][0]}/stat").read_text()
-        os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)
+        os.kill(parent(starts(tmp_path)[0][0]), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -328,6 +331,18 @@ def test_kill_9_of_the_supervisor_leaves_nothing(tmp_path):
     process.kill()
     end_of(process)
     wait_until(lambda: not left_behind(tmp_path) and not marked(tmp_path))
+
+
+def test_a_worker_does_not_outlive_its_guard(tmp_path):
+    """While the supervisor cannot do anything about it."""
+    process = supervisor(IGNORES, tmp_path)
+    process.send_signal(signal.SIGSTOP)
+    pids = [starts(tmp_path, index)[0][0] for index in range(2)]
+    for pid in pids:
+        os.kill(parent(pid), signal.SIGKILL)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    process.kill()
+    end_of(process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
