@@ -63,6 +63,8 @@ def train(
             peers.take_weights_of_chief(whole.variables)
             copy = on_strategy(whole, peers.strategy, fit.micro_batches, fit.synchronize_every)
             trainee = stack.enter_context(copy)
+            replicas = peers.strategy.num_replicas_in_sync
+            trainee.has_equal_shares = data.sizes["train"] % data.batch_size % replicas == 0
         stack.enter_context(keeping(trainee, keep))
         task.compile(
             trainee,

@@ -20,6 +20,7 @@ from tfopt.config import require
 from tfopt.data import Data
 from tfopt.train.fit import Fit
 from tfopt.train.micro import batch_size, part_weights, take_part
+from tfopt.train.reduce import SynchronizedStatistics, sum_over_replicas
 from tfopt.train.strategies import is_one_device
 from tfopt.workdir import load_saved
 
@@ -66,9 +67,12 @@ def on_strategy(
     # Outside of the scope: each process has its own.
     copy._wish, copy._wishes = tf.Variable(0.0, trainable=False), collections.deque(maxlen=2)
     for layer in copy._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization) and strategy.num_replicas_in_sync > 1:
-            # What a replica trains by itself has statistics of its own.
-            layer.synchronized = synchronize_every == 1
+        # What a replica trains by itself has statistics of its own.
+        is_split = strategy.num_replicas_in_sync > 1 == synchronize_every
+        if isinstance(layer, keras.layers.BatchNormalization) and is_split:
+            layer.synchronized = True
+            if type(layer) is keras.layers.BatchNormalization:
+                layer.__class__ = SynchronizedStatistics
     with strategy.scope():
         yield copy
     for own, learnt in zip(model.variables, copy.variables, strict=True):
@@ -101,6 +105,8 @@ class _Replicated(keras.Model):
 
     micro_batches = 1
     synchronize_every = 1
+    # Whether each replica is known to have as many examples of every batch: nobody needs to ask then.
+    has_equal_shares = False
     # Batches of the next iterator that were read before the first step.
     batches_passed = 0
 
@@ -165,9 +171,7 @@ class _Replicated(keras.Model):
         y_pred, loss, gradients = compute(_at_least_one((x, y, weights), size), share)
         self._loss_tracker.update_state(loss * tf.cast(replicas, loss.dtype), sample_weight=size)
         if self.synchronize_every == 1:
-            known = [each for each in gradients if each is not None]
-            reduced = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, known))
-            gradients = [None if each is None else next(reduced) for each in gradients]
+            gradients = sum_over_replicas(gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         return self.compute_metrics(x, y, _first(y_pred, size), sample_weight=weights)
 
@@ -177,6 +181,8 @@ class _Replicated(keras.Model):
         examples = tf.cast(size * replica.num_replicas_in_sync, tf.float32)
         if self.synchronize_every > 1:
             return tf.math.divide_no_nan(examples, tf.cast(size, tf.float32))
+        if self.has_equal_shares:
+            return tf.constant(1.0)
         total = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.convert_to_tensor(size))
         return examples / tf.cast(total, tf.float32)
 
@@ -184,9 +190,9 @@ class _Replicated(keras.Model):
         """Sets what the replicas have learnt by themselves to their mean."""
         known = [each for each in (*self.variables, *self.optimizer.variables) if each.dtype.startswith("float")]
         replica = tf.distribute.get_replica_context()
-        means = replica.all_reduce(tf.distribute.ReduceOp.MEAN, [tf.convert_to_tensor(each) for each in known])
-        for variable, mean in zip(known, means, strict=True):
-            variable.assign(mean)
+        sums = sum_over_replicas([tf.convert_to_tensor(each) for each in known])
+        for variable, total in zip(known, sums, strict=True):
+            variable.assign(total / replica.num_replicas_in_sync)
 
     def test_step(self, data: Any) -> Any:
         """One step of a replica's evaluation on its share of a batch."""
