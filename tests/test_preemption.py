@@ -62,7 +62,9 @@ def test_goes_on_within_the_epoch(steps_per_execution, replicas, batch, mirrored
     # As in another process, fresh weights and seeds: all comes from the file.
     resumed, again = run(tmp_path / "broken", noisy_model(seed=7), [Terminate(9, 9)], **options)
     assert same(whole, resumed)
-    assert again == history
+    for name, values in history.items():
+        # The sums that two replicas have made of a metric are added up in the checkpoint.
+        assert again[name] == pytest.approx(values, rel=1e-6 if replicas == 2 else 0, abs=0), name
 
 
 def test_a_sigterm_at_the_end_of_the_last_epoch_is_heeded(tmp_path):
