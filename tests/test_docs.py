@@ -176,7 +176,7 @@ def run_blocks(text, name, names, monkeypatch):
         # Cards whose code trains take longest.
         pytest.param(name, marks=[pytest.mark.slow] * any(each in name for each in SLOW))
         for name in MARKDOWN
-        if name.endswith(("README.md", "PIPELINES.md"))
+        if name.endswith(("README.md", "PIPELINES.md", "STRATEGIES.md"))
     ],
 )
 def test_python_runs(name, trained, data, digits_dir, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from tfopt.data import Data
 from tfopt.train.fit import Fit
 from tfopt.train.micro import batch_size, part_weights, take_part
 from tfopt.train.reduce import SynchronizedStatistics, sum_over_replicas
+from tfopt.train.refused import refuse_horovod_optimizer
 from tfopt.train.strategies import is_one_device
 from tfopt.workdir import load_saved
 
@@ -122,6 +123,7 @@ class _Replicated(keras.Model):
         """As Keras' own; refuses what would train otherwise than one device, or not at all."""
         super().compile(*arguments, **options)
         _check_losses(self)
+        refuse_horovod_optimizer(self.optimizer)
         own_step = type(self).train_step is _Replicated.train_step
         require(
             self.synchronize_every in (1, self.steps_per_execution),
