@@ -105,6 +105,7 @@ def test_trains_as_on_one_device(micro_batches):
     assert_equal_models(one, two)
 
 
+@pytest.mark.slow
 def test_dropout_and_batch_normalization_are_equal_in_whole_batches():
     one, two = twins(lambda: small_model(dropout=0.3))
     x, y = blobs(50)
@@ -120,6 +121,7 @@ def test_dropout_and_batch_normalization_are_equal_in_whole_batches():
 @pytest.mark.parametrize(
     "options", quick([("steps_per_execution", 4), ("run_eagerly", True)], ("steps_per_execution", 4))
 )
+@pytest.mark.slow
 def test_each_way_of_running_the_step_is_equal(options):
     one, two = twins(skips)
     options = dict([options])
@@ -193,6 +195,7 @@ def sequences():
 
 
 @pytest.mark.parametrize("micro_batches", quick([1, 2], 2))
+@pytest.mark.slow
 def test_masks_cross_the_cut_and_reach_the_loss(micro_batches):
     one, two = twins(sequences)
     rng = np.random.default_rng(0)
@@ -226,6 +229,7 @@ def nested():
     return keras.Model(x, [head, code], name="nested")
 
 
+@pytest.mark.slow
 def test_nested_models_are_cut_inside_and_keep_their_structure():
     one, two = twins(nested)
     parts = split_model(two, DEVICES, ["encoder/two"])
@@ -244,6 +248,7 @@ def test_nested_models_are_cut_inside_and_keep_their_structure():
     assert_equal_models(one, two)
 
 
+@pytest.mark.slow
 def test_what_layers_add_to_the_loss_counts_once():
     def make():
         inputs = keras.Input((4,))
@@ -304,6 +309,7 @@ def test_promises_constraints_and_pruning_hold():
     assert_equal_models(one, two)
 
 
+@pytest.mark.slow
 def test_the_model_has_the_weights_after_an_error_too_and_its_own_state_is_left_alone():
     model = skips()
     before = model.get_weights()

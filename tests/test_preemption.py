@@ -46,7 +46,7 @@ def run(folder, model, callbacks, strategy=None, **options):
 
 @pytest.mark.parametrize(
     ("steps_per_execution", "replicas", "batch"),
-    [(1, 1, 4), (3, 1, 5), (1, 2, 4), pytest.param(3, 2, 5, marks=pytest.mark.slow)],
+    [(1, 1, 4), (3, 1, 5), *(pytest.param(steps, 2, 5, marks=pytest.mark.slow) for steps in (1, 3))],
 )
 def test_goes_on_within_the_epoch(steps_per_execution, replicas, batch, mirrored, tmp_path):
     strategy = mirrored if replicas == 2 else tf.distribute.get_strategy()

@@ -251,6 +251,7 @@ def test_mixed_precision_becomes_float32_and_says_so(policy, caplog, tmp_path):
     require_parity(found)
 
 
+@pytest.mark.slow
 def test_strategies_train_alike(mirrored, trained, tmp_path):
     with mirrored.scope():
         model = tfopt.quantize_aware(trained)
