@@ -45,12 +45,12 @@ def run(folder, model, callbacks, strategy=None, **options):
 
 
 @pytest.mark.parametrize(
-    ("steps_per_execution", "replicas", "batch"),
-    [(1, 1, 4), (3, 1, 5), *(pytest.param(steps, 2, 5, marks=pytest.mark.slow) for steps in (1, 3))],
+    ("steps_per_execution", "replicas", "batch", "micro_batches"),
+    [(1, 1, 4, 1), (3, 1, 5, 2), *(pytest.param(steps, 2, 5, 1, marks=pytest.mark.slow) for steps in (1, 3))],
 )
-def test_goes_on_within_the_epoch(steps_per_execution, replicas, batch, mirrored, tmp_path):
+def test_goes_on_within_the_epoch(steps_per_execution, replicas, batch, micro_batches, mirrored, tmp_path):
     strategy = mirrored if replicas == 2 else tf.distribute.get_strategy()
-    options = {"steps_per_execution": steps_per_execution, "strategy": strategy}
+    options = {"steps_per_execution": steps_per_execution, "strategy": strategy, "micro_batches": micro_batches}
     whole, history = run(tmp_path / "whole", noisy_model(), [Terminate(9, 9)], **options)
     with pytest.raises(Preempted) as ended:
         run(tmp_path / "broken", noisy_model(), [Terminate(1, batch)], **options)

@@ -85,13 +85,15 @@ def learn(subject, strategy, batches, micro_batches=1, synchronize_every=1, **op
         return copy.fit(batches, epochs=2, verbose=0, shuffle=False).history["loss"]
 
 
-def test_a_replica_without_an_example(mirrored):
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_a_replica_without_an_example(micro_batches, mirrored):
     x, y = examples()
     batches = tf.data.Dataset.from_tensor_slices((x[:17], y[:17])).batch(16)
     losses, weights = [], []
     for strategy in (mirrored, tf.distribute.get_strategy()):
         subject = model("float32", True)
-        losses.append(learn(subject, strategy, batches, jit_compile=False))
+        parts = micro_batches if strategy is mirrored else 1
+        losses.append(learn(subject, strategy, batches, micro_batches=parts, jit_compile=False))
         weights.append(subject.get_weights())
         predicted = subject.predict(x[:17], verbose=0)
         assert predicted.shape == (17, 3)

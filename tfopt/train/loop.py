@@ -15,7 +15,8 @@ from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
 from tfopt.train.fit import Fit
 from tfopt.train.precision import computes_in, to_policy
 from tfopt.train.refused import refuse_keras_distribution
-from tfopt.train.replicas import has_statistics, on_strategy
+from tfopt.train.replicas import on_strategy
+from tfopt.train.replicated import has_statistics
 from tfopt.train.strategies import is_one_device
 from tfopt.train.task import build_state, task_of
 from tfopt.workers.peers import Peers
