@@ -90,8 +90,11 @@ def time_steps(copy: keras.Model, batch: int) -> float:
     """Seconds of a step of `fit`, without the first one, which may trace and waits for the other workers."""
     rng = np.random.default_rng(0)
     arrays = rng.random((batch, 32, 32, 3), "float32"), rng.integers(0, CLASSES, batch)
+    options = tf.data.Options()
+    # With nothing to tune. Else the end of a pipeline may wait for the next look of what tunes it, up to a minute.
+    options.autotune.enabled = False
     # One batch, again and again: what it costs to read is not the question here.
-    batches = tf.data.Dataset.from_tensors(arrays).repeat(STEPS.value + 1)
+    batches = tf.data.Dataset.from_tensors(arrays).repeat(STEPS.value + 1).with_options(options)
     ends: list[float] = []
     clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda number, logs: ends.append(time.perf_counter()))
     copy.fit(batches, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
@@ -347,8 +350,9 @@ def main(_: list[str]) -> None:
             )
     console.print(table)
     console.print(
-        f"A core for each worker; inside a host the network above, between hosts latency {1e6 * between.latency:.0f} µs "
-        f"and bandwidth {between.bandwidth / 1e6:.0f} MB/s. Medians of {ROUNDS.value} rounds of {STEPS.value} steps, "
+        f"A core for each worker; inside a host the network above, between hosts latency "
+        f"{1e6 * between.latency:.0f} µs and bandwidth {between.bandwidth / 1e6:.0f} MB/s. "
+        f"Medians of {ROUNDS.value} rounds of {STEPS.value} steps, "
         f"{describe_environment()['cpu']}"
     )
 
