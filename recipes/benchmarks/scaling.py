@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -44,6 +44,7 @@ from tfopt.train.communication import (
 )
 from tfopt.train.models import ds_cnn
 from tfopt.train.replicas import on_strategy
+from tfopt.train.task import build_state
 
 _COUNTS = flags.DEFINE_list("counts", ["1", "2", "4"], "How many workers: 1, and others in rising order.")
 _BATCH = flags.DEFINE_integer("global_batch", 512, "Examples a step of all workers, a multiple of their numbers.")
@@ -73,32 +74,40 @@ def work() -> None:
     keras.utils.set_random_seed(0)
     with on_strategy(ds_cnn((32, 32, 3), CLASSES, filters=_WIDTH.value), on) as copy:
         copy.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
-        time_steps(copy, _BATCH.value)
+        whole_batch = steps(copy, on, _BATCH.value)
+        small_batch = steps(copy, on, _share()) if count == 1 else None
         of_a_step = collectives(copy, on) if count > 1 else []
         exchanges = {size: exchange(on, [size]) for size in SIZES} if count > 1 else {}
-        whole = exchange(on, of_a_step)
+        all_of_a_step = exchange(on, of_a_step)
         for _line in sys.stdin:
-            found: dict[str, Any] = {"sizes": of_a_step, "step": time_steps(copy, _BATCH.value)}
-            if count == 1:
-                found["share"] = time_steps(copy, _share())
-            found["communication"] = time_call(whole) if count > 1 else 0.0
+            found: dict[str, Any] = {"sizes": of_a_step, "step": whole_batch()}
+            if small_batch:
+                found["share"] = small_batch()
+            found["communication"] = time_call(all_of_a_step) if of_a_step else 0.0
             found["all_reduce"] = {size: time_call(each) for size, each in exchanges.items()}
             print(json.dumps(found), flush=True)
 
 
-def time_steps(copy: keras.Model, batch: int) -> float:
-    """Seconds of a step of `fit`, without the first one, which may trace and waits for the other workers."""
-    rng = np.random.default_rng(0)
-    arrays = rng.random((batch, 32, 32, 3), "float32"), rng.integers(0, CLASSES, batch)
-    options = tf.data.Options()
-    # With nothing to tune. Else the end of a pipeline may wait for the next look of what tunes it, up to a minute.
-    options.autotune.enabled = False
-    # One batch, again and again: what it costs to read is not the question here.
-    batches = tf.data.Dataset.from_tensors(arrays).repeat(STEPS.value + 1).with_options(options)
-    ends: list[float] = []
-    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda number, logs: ends.append(time.perf_counter()))
-    copy.fit(batches, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
-    return (ends[-1] - ends[0]) / STEPS.value
+def steps(copy: keras.Model, on: tf.distribute.Strategy, batch: int) -> Callable[[], float]:
+    """A function that takes steps as `fit` does, and returns the seconds of one."""
+    share, rng = batch // on.num_replicas_in_sync, np.random.default_rng(0)
+    arrays = rng.random((share, 32, 32, 3), "float32"), rng.integers(0, CLASSES, share)
+    # The same share, again and again: what it costs to read is not the question here. And of one iterator, for which
+    # `fit` cannot be asked: on this strategy TensorFlow now and then takes up to a minute to delete one.
+    endless = tf.data.Dataset.from_tensors(arrays).repeat()
+    batches = iter(on.distribute_datasets_from_function(lambda context: endless))
+    build_state(copy, endless)
+    copy.make_train_function()
+
+    def take() -> float:
+        # All workers are here when the first step ends, which may trace too.
+        ends = []
+        for _ in range(STEPS.value + 1):
+            float(copy.train_function(batches)["loss"])
+            ends.append(time.perf_counter())
+        return (ends[-1] - ends[0]) / STEPS.value
+
+    return take
 
 
 def collectives(copy: keras.Model, on: tf.distribute.Strategy) -> list[int]:
