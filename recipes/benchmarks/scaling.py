@@ -299,8 +299,8 @@ def main(_: list[str]) -> None:
     console.print(
         f"DS-CNN of {_WIDTH.value} filters, {batch} images of 32 x 32 x 3 a step, {cores} cores"
         + (f", which {counts[-1]} workers share" if counts[-1] > cores else "")
-        + f". A step of several workers has {len(sizes)} all-reduces of {sum(sizes)} bytes together, {max(sizes)} of "
-        f"them for gradients. One worker takes {1e3 * share:.1f} ms for {_share()} images: {1e3 * fixed:.1f} ms of a "
+        + f". A step of several workers has {len(sizes)} all-reduces of {sum(sizes)} bytes together, one of them, "
+        f"{max(sizes)} bytes, of all gradients, others of BatchNormalization's statistics. One worker takes {1e3 * share:.1f} ms for {_share()} images: {1e3 * fixed:.1f} ms of a "
         "step do not get shorter with the batch."
     )
 
