@@ -1,6 +1,6 @@
 """How a training step scales over local workers, how much of it is communication, and what many hosts would make of it.
 
-    python -m recipes.benchmarks.scaling --rounds=7 --steps=6
+    python -m recipes.benchmarks.scaling --rounds=9 --steps=4
 
 The same model and the same batch on 1, 2 and 4 processes, each on a core of its own while there are enough; then they
 share. All wait for their turns from the start: medians of times, and of the ratios of each round. The all-reduces of
@@ -300,8 +300,9 @@ def main(_: list[str]) -> None:
         f"DS-CNN of {_WIDTH.value} filters, {batch} images of 32 x 32 x 3 a step, {cores} cores"
         + (f", which {counts[-1]} workers share" if counts[-1] > cores else "")
         + f". A step of several workers has {len(sizes)} all-reduces of {sum(sizes)} bytes together, one of them, "
-        f"{max(sizes)} bytes, of all gradients, others of BatchNormalization's statistics. One worker takes {1e3 * share:.1f} ms for {_share()} images: {1e3 * fixed:.1f} ms of a "
-        "step do not get shorter with the batch."
+        f"{max(sizes)} bytes, of all gradients, others of BatchNormalization's statistics. "
+        f"One worker takes {1e3 * share:.1f} ms for {_share()} images: {1e3 * fixed:.1f} ms of a step do "
+        "not get shorter with the batch."
     )
 
     table = rich.table.Table("workers", "bytes", "all-reduce, ms", "model, ms", "error", title="The network")
