@@ -19,7 +19,7 @@ from tfopt.train.replicas import on_strategy
 # In float32 only the order of sums differs. In 16 bits each replica rounds the gradients over its half of a batch, by
 # 2^-11 (float16) or 2^-8 (bfloat16) of their size; these are about ten such roundings, of the fourteen steps.
 TOLERANCE = {"float32": 1e-4, "mixed_float16": 5e-3, "mixed_bfloat16": 4e-2}
-QUICK = [("float32", False, 1), ("mixed_float16", False, 4)]
+QUICK = [("float32", False, 1)]
 MARKED = [
     pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK), id="-".join(map(str, case))) for case in CASES
 ]
@@ -85,7 +85,7 @@ def learn(subject, strategy, batches, micro_batches=1, synchronize_every=1, **op
         return copy.fit(batches, epochs=2, verbose=0, shuffle=False).history["loss"]
 
 
-@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("micro_batches", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_replica_without_an_example(micro_batches, mirrored):
     x, y = examples()
     batches = tf.data.Dataset.from_tensor_slices((x[:17], y[:17])).batch(16)
@@ -102,7 +102,7 @@ def test_a_replica_without_an_example(micro_batches, mirrored):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("on", ["one device", "two replicas"])
+@pytest.mark.parametrize("on", ["one device", pytest.param("two replicas", marks=pytest.mark.slow)])
 def test_micro_batches_train_as_the_whole_batch(on, mirrored):
     x, y = examples()
     batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
@@ -233,7 +233,9 @@ def test_compile_refuses_what_replicas_cannot_add_up(loss, options, words, mirro
         ([tfopt.Train(2)], "train"),
         pytest.param([tfopt.Prune(0.5, epochs=2)], "prune", marks=pytest.mark.slow),
         pytest.param([tfopt.Cluster(8, epochs=2)], "cluster", marks=pytest.mark.slow),
-        ([tfopt.QuantizeAware(2, fit=tfopt.Fit(1e-2, steps_per_execution=3))], "quantize"),
+        pytest.param(
+            [tfopt.QuantizeAware(2, fit=tfopt.Fit(1e-2, steps_per_execution=3))], "quantize", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_stages_train_as_on_one_device(stages, key, mirrored, trained, data, tmp_path):

@@ -40,6 +40,7 @@ def on_strategy(
     Raises:
       ValueError: the model cannot be copied, or not be trained as `compile` says; see there.
 
+    >>> import numpy as np
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     >>> with on_strategy(model, tf.distribute.MirroredStrategy(["CPU:0"])) as copy:
     ...     copy.compile("sgd", "mse")
