@@ -1,5 +1,6 @@
 """Training on several replicas and in several processes: equal to one device, or refused."""
 
+import contextlib
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 import tfopt
 from tests.conftest import blobs, small_model
-from tests.replica_cases import CASES, examples, model, trained
+from tests.replica_cases import CASES, POLICIES, examples, model, trained
 from tfopt.train.replicas import on_strategy
 
 # In float32 only the order of sums differs. In 16 bits each replica rounds the gradients over its half of a batch, by
@@ -51,11 +52,11 @@ def in_processes(script, arguments, count=2, seconds=400):
         processes.append(
             subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
-    try:
-        results = [process.communicate(timeout=seconds) for process in processes]
-    finally:
+    with contextlib.ExitStack() as stack:
         for process in processes:
-            process.kill()
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        results = [process.communicate(timeout=seconds) for process in processes]
     for process, (_, errors) in zip(processes, results, strict=True):
         assert process.returncode == 0, errors[-3000:]
     return [output for output, _ in results]
@@ -68,7 +69,17 @@ def test_two_replicas_train_as_one_device(policy, xla, steps_per_execution, mirr
 
 
 @pytest.mark.parametrize(
-    "cases", [QUICK, pytest.param([each for each in CASES if each not in QUICK], marks=pytest.mark.slow)]
+    "cases",
+    [
+        QUICK,
+        # One start of two processes for several of them.
+        *(
+            pytest.param(
+                [each for each in CASES if each[0] == policy and each not in QUICK], marks=pytest.mark.slow, id=policy
+            )
+            for policy in POLICIES
+        ),
+    ],
 )
 def test_two_processes_train_as_one_device(cases):
     outputs = in_processes("tests.replica_cases", [json.dumps(cases)])
