@@ -43,6 +43,7 @@ STAGES = {
     "Build": Row(tfopt.Build(tfopt.models.cnn, {"filters": 4}), changes=True, idempotent=True),
     "LoadModel": Row(tfopt.LoadModel("handed-over.keras"), changes=True, idempotent=True),
     "Train": Row(tfopt.Train(2, FIT), changes=True),
+    "Distill": Row(tfopt.Distill(None, 2, fit=FIT), changes=True),
     "Prune": Row(tfopt.Prune(0.5, 2, tfopt.ConstantSparsity(0.5, 2), fit=FIT), changes=True),
     "Cluster": Row(tfopt.Cluster(8, 2, fit=FIT), changes=True),
     "PruneChannels": Row(tfopt.PruneChannels(0.5, epochs=2, fit=FIT), changes=True),

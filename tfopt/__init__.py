@@ -12,6 +12,8 @@ from tfopt.cluster.stage import Cluster
 from tfopt.clusters import Clustered
 from tfopt.data import Data, as_data, from_arrays, from_folder, from_npy, from_npz, from_tfds
 from tfopt.data.stage import Augment, Clean, LoadData, LoadFolder, LoadTFDS, Prepare
+from tfopt.distill.distiller import Distiller
+from tfopt.distill.stage import Distill
 from tfopt.invariants import Invariant, Sparsity
 from tfopt.launch import run_recipe
 from tfopt.load import load_model
@@ -48,6 +50,8 @@ __all__ = [
     "ConstantSparsity",
     "Cosine",
     "Data",
+    "Distill",
+    "Distiller",
     "ExportTFLite",
     "Fit",
     "FreezeRanges",

@@ -16,6 +16,7 @@ from tfopt.channels.rebuild import apply_plan
 from tfopt.channels.selection import Layers
 from tfopt.config import require
 from tfopt.data import Data
+from tfopt.distill.accuracy import teacher_notes
 from tfopt.order import require_order
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Cosine, Fit
@@ -104,6 +105,7 @@ class PruneChannels(Stage):
                 label=f"{self.name}-{number}",
                 keep=promises,
                 strategy=work.strategy,
+                entered=work.snapshots[-1][1],
             )
             for key, values in curves.items():
                 history.setdefault(key, []).extend(values)
@@ -117,6 +119,7 @@ class PruneChannels(Stage):
             notes.append(
                 f"{before.macs:,} multiplications of one example became {after.macs:,} ({after.macs / before.macs:.3f})"
             )
+        notes += teacher_notes(work, self.fit, model)
         changed = list(dict.fromkeys(name for plan in plans for name in plan.kept))
         skipped = [{"layer": name, "reason": why} for name, why in plans[-1].skipped.items() if name not in changed]
         result = work.replace(model=model, invariants=promises, trained=True)

@@ -10,6 +10,7 @@ from tfopt.cluster.callback import ClusteringCallback, check_method, clustered_v
 from tfopt.cluster.centroids import Initialization
 from tfopt.clusters import Clustered
 from tfopt.config import require
+from tfopt.distill.accuracy import teacher_notes
 from tfopt.order import require_order
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Cosine, Fit
@@ -78,6 +79,7 @@ class Cluster(Stage):
             keep=work.invariants,
             strategy=work.strategy,
             callbacks=[callback],
+            entered=work.snapshots[-1][1],
         )
         variables, skipped = self._variables(model)
         promise = Clustered({each.path: len(np.unique(each)) for each in variables})
@@ -86,7 +88,8 @@ class Cluster(Stage):
             f"{len(promise.targets)} kernels have {max(promise.targets.values())} different values at most: the "
             "compressed file shrinks, the file itself and the latency do not"
         )
-        return Outcome(after, changed=list(promise.targets), skipped=skipped, history=history, notes=[note])
+        notes = [note, *teacher_notes(work, self.fit, model)]
+        return Outcome(after, changed=list(promise.targets), skipped=skipped, history=history, notes=notes)
 
     def _variables(self, model: Any) -> Any:
         return clustered_variables(model, self.layers, self.number_of_clusters, self.per_channel)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import keras
 
 from tfopt.config import require, require_fraction
+from tfopt.distill.accuracy import teacher_notes
 from tfopt.invariants import Sparsity
 from tfopt.order import require_order
 from tfopt.patterns import Pattern
@@ -111,6 +112,7 @@ class Prune(Stage):
             keep=work.invariants,
             strategy=work.strategy,
             callbacks=[callback],
+            entered=work.snapshots[-1][1],
         )
         # Which layers' zeros add up to a global sparsity shows only now.
         promise = self._promise(model, reached=True)
@@ -122,7 +124,8 @@ class Prune(Stage):
             f"{zeros:.1%} of the weights of {len(sizes)} kernels are zero: the compressed file shrinks, the file "
             "itself and the latency on a CPU do not"
         )
-        return Outcome(after, changed=list(promise.targets), skipped=skipped, history=history, notes=[note])
+        notes = [note, *teacher_notes(work, self.fit, model)]
+        return Outcome(after, changed=list(promise.targets), skipped=skipped, history=history, notes=notes)
 
     @property
     def target(self) -> float:

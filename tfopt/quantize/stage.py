@@ -6,6 +6,8 @@ import pathlib
 from typing import Any, ClassVar, Literal
 
 from tfopt.config import require, require_fraction
+from tfopt.distill.accuracy import teacher_notes
+from tfopt.distill.check import check_teaching
 from tfopt.quantize.aware import rewrite_model
 from tfopt.quantize.calibrate import calibrate
 from tfopt.quantize.callback import FreezeRanges
@@ -63,7 +65,11 @@ class QuantizeAware(Stage):
     def validate(self, work: Work) -> Work:
         """Checks that every layer has a rule, by rewriting the model."""
         validate_training(work, self.epochs, self.fit)
-        return self._rewrite(work)
+        ready = self._rewrite(work)
+        if self.fit.distill is not None and self.fit.distill.features:
+            # Layers may have gone into others.
+            check_teaching(work, self.fit, ready.need_model())
+        return ready
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Rewrites, calibrates, trains."""
@@ -86,11 +92,12 @@ class QuantizeAware(Stage):
             keep=ready.invariants,
             strategy=work.strategy,
             callbacks=callbacks,
+            entered=work.snapshots[-1][1],
         )
         islands = float_islands(aware)
         skipped = [{"layer": name, "reason": reason} for name, reason in islands.items()]
         changed = [layer.name for layer in quantized_layers(aware) if layer.name not in islands]
-        notes = []
+        notes = teacher_notes(work, self.fit, aware)
         if self.fit.precision != "float32" or policies != {"float32"}:
             notes.append("trained in float32, as 16-bit floats cannot hold the rounding")
         return Outcome(ready.replace(model=aware), changed=changed, skipped=skipped, history=history, notes=notes)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfopt.config import Config, require, require_fraction
 from tfopt.data import Data
 from tfopt.data.check import has_integer_labels
+from tfopt.distill.teaching import Teaching
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -89,6 +90,8 @@ class Fit(Config):
         see `tfopt.on_strategy`.
       synchronize_every: steps that replicas train by themselves before they take the mean (local SGD); replaces
         `steps_per_execution`.
+      distill: what is learnt from a teacher as well as from the targets, such as `tfopt.distill.Teaching()`: from the
+        model as it enters the stage. None: nothing.
 
     Raises:
       ValueError: for a value that does not exist or is out of range.
@@ -106,6 +109,7 @@ class Fit(Config):
     clip_norm: float | None = None
     micro_batches: int = 1
     synchronize_every: int = 1
+    distill: Teaching | None = None
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
@@ -124,6 +128,10 @@ class Fit(Config):
             self.synchronize_every == 1 or self.steps_per_execution in (1, self.synchronize_every),
             f"synchronize_every={self.synchronize_every} is the steps_per_execution too: leave "
             f"steps_per_execution={self.steps_per_execution} out",
+        )
+        require(
+            self.distill is None or isinstance(self.distill, Teaching),
+            f"distill must be None or a tfopt.distill.Teaching, received {self.distill!r}",
         )
         require(
             self.clip_norm is None or self.clip_norm > 0,

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfopt.data import Data
+from tfopt.distill.teaching import SameTeacher
 from tfopt.invariants import Invariant, keeping
 from tfopt.progress import current_bar
 from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
@@ -34,6 +35,7 @@ def train(
     keep: Sequence[Invariant] = (),
     callbacks: Sequence[Any] = (),
     strategy: tf.distribute.Strategy | None = None,
+    entered: pathlib.Path | None = None,
 ) -> tuple[keras.Model, dict[str, list[float]]]:
     """Trains a model; goes on from the last finished epoch where `folder` holds a checkpoint.
 
@@ -47,6 +49,7 @@ def train(
       keep: promises to hold at every step.
       callbacks: further Keras callbacks with `state()` and `restore(state)`.
       strategy: on which devices and hosts; None: on one device.
+      entered: the file of the model as it entered the stage: its teacher, where `fit` asks for one and names none.
 
     Returns:
       The trained model in float32, and the metrics by epoch.
@@ -54,10 +57,14 @@ def train(
     refuse_keras_distribution()
     task, steps = task_of(model, data), data.steps_per_epoch
     keeps_precision = fit.precision == "float32" and computes_in(model, "float32")
-    trainee = model if keeps_precision else to_policy(model, fit.precision)
-    whole = trainee
+    student = model if keeps_precision else to_policy(model, fit.precision)
+    trainee = whole = student
     peers = Peers(strategy or tf.distribute.get_strategy())
     is_replicated = not is_one_device(peers.strategy)
+    if fit.distill is not None:
+        trainee = whole = fit.distill.distiller(student, data, entered)
+        data = fit.distill.prepare(whole, data, peers)
+        callbacks = [*callbacks, SameTeacher(whole.teacher)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(saves_when_asked())
         if is_replicated or fit.micro_batches > 1:
@@ -108,6 +115,6 @@ def train(
                 *boards,
             ],
         )
-    trained = whole if whole is model else to_policy(whole, "float32")
+    trained = student if student is model else to_policy(student, "float32")
     task.compile(trained, jit_compile=fit.uses_xla())
     return trained, checkpoint.history

@@ -10,6 +10,8 @@ import keras
 
 from tfopt.config import require
 from tfopt.data.check import check_data
+from tfopt.distill.accuracy import teacher_notes
+from tfopt.distill.check import check_teaching
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit, check_training
 from tfopt.train.loop import train
@@ -124,12 +126,14 @@ class Train(Stage):
             label=self.name,
             keep=work.invariants,
             strategy=work.strategy,
+            entered=work.snapshots[-1][1],
         )
         changed = [layer.name for layer in model.layers if layer.trainable_variables]
         # In another precision it is a copy, frozen as the model was.
         if self.layers is not None:
             _set_trainable(all_layers(model), was)
-        return Outcome(work.replace(model=model, trained=True), changed=changed, history=history)
+        notes = teacher_notes(work, self.fit, model)
+        return Outcome(work.replace(model=model, trained=True), changed=changed, history=history, notes=notes)
 
     def _chosen(self, model: keras.Model) -> list[keras.layers.Layer]:
         chosen = select_layers(model, self.layers)
@@ -170,3 +174,4 @@ def validate_training(work: Work, epochs: int, fit: Fit) -> None:
     task_of(model, data)
     fit.class_weights(data)
     check_replicas(model, data, fit, work.strategy)
+    check_teaching(work, fit)

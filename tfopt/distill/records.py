@@ -1,0 +1,128 @@
+"""What a teacher gave for the examples of a split, on disk: computed once, and brought along by the training batches."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tfopt.config import require
+from tfopt.data import Data
+from tfopt.data.digest import digest
+from tfopt.distill.teachers import Teacher
+from tfopt.files import atomic_path
+
+_BATCH = 256
+
+
+class Taught(NamedTuple):
+    """Inputs, with the outputs that a teacher gave for them earlier."""
+
+    inputs: Any
+    outputs: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """The outputs of a teacher for every example of a split, in the split's order.
+
+    Args:
+      path: of the file.
+      outputs: each of shape (examples, …), as the teacher gave them.
+      about: digests of "teacher" and "data", and the "split".
+    """
+
+    path: pathlib.Path
+    outputs: tuple[np.ndarray, ...]
+    about: Mapping[str, str]
+
+
+def record(teacher: Teacher, data: Data, folder: str | os.PathLike[str], split: Any = "train") -> Record:
+    """The teacher's outputs for a split, from the folder where they are there, else computed and written there.
+
+    They are found by the digests of the teacher and of every input of the split, as models receive it, and by its name:
+    another teacher, another set or another split have a file of their own.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    about = {"teacher": teacher.digest, "data": data_digest(data, split), "split": split}
+    key = digest([np.array(sorted(about.items()))]).hex()[:16]
+    path = pathlib.Path(folder).expanduser() / f"{data.name}-{split}-{key}.npz"
+    if path.exists():
+        logging.info("the outputs of the teacher %s for the %s split are read from %s", teacher.name, split, path)
+        return _read(path)
+    logging.info("the teacher %s is run on the %s split once, and its outputs kept in %s", teacher.name, split, path)
+    run = tf.function(lambda x: teacher.outputs(x)[0], reduce_retracing=True)
+    rows = [[each.numpy() for each in run(batch[0])] for batch in data.batches(split, _BATCH)]
+    outputs = tuple(np.concatenate(each) for each in zip(*rows, strict=True))
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        arrays = {f"output{index}": each for index, each in enumerate(outputs)}
+        np.savez(file, about=np.array(json.dumps(about)), **arrays)
+    return Record(path, outputs, about)
+
+
+def join(data: Data, known: Record) -> Data:
+    """The same data, whose training batches bring the outputs along: their inputs are `Taught`.
+
+    Outputs go with examples by their place in the training split, before it is shuffled.
+
+    Raises:
+      ValueError: the record is of other data or of another split, or the data are augmented.
+    """
+    require(
+        not data.augment,
+        "outputs that are kept are those of the images as they are, and the data are augmented anew in each epoch: leave "
+        "cache out, so that the teacher sees what the student sees, or leave the augmentation out",
+    )
+    mine = {"data": data_digest(data, "train"), "split": "train"}
+    found = {key: known.about[key] for key in mine}
+    require(
+        found == mine,
+        f"{known.path} was recorded of {found}, and is asked for {mine}: outputs go with the examples they were made of",
+    )
+    outputs = tf.data.Dataset.from_tensor_slices(known.outputs)
+    with_outputs = tf.data.Dataset.zip(data.splits["train"], outputs).map(
+        lambda element, made: (Taught(element[0], made), *element[1:])
+    )
+    return dataclasses.replace(
+        data,
+        splits={**data.splits, "train": with_outputs},
+        read=None if data.read is None else _beside(data.read),
+        transform=None if data.transform is None else _beside(data.transform),
+    )
+
+
+def data_digest(data: Data, split: Any) -> str:
+    """Differs where an input of a split differs, as models receive it, or their order."""
+    parts = (each for batch in data.batches(split, _BATCH) for each in keras.tree.flatten(batch[0]))
+    return digest(each.numpy() for each in parts).hex()
+
+
+def _beside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `function` makes of an example; the outputs that come with it stay."""
+
+    def call(x: Any, *rest: Any) -> Any:
+        if not isinstance(x, Taught):
+            return function(x, *rest)
+        made, *others = function(x.inputs, *rest)
+        return (Taught(made, x.outputs), *others)
+
+    return call
+
+
+def _read(path: pathlib.Path) -> Record:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            outputs = tuple(file[f"output{index}"] for index in range(len(file.files) - 1))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the teacher is run again") from error
+    return Record(path, outputs, about)
