@@ -7,6 +7,7 @@ import keras
 from tfopt.data import Data
 from tfopt.data.dataset import Split
 from tfopt.distill.distiller import Distiller
+from tfopt.distill.records import Recorded, join
 from tfopt.evaluation import evaluate
 from tfopt.train.task import build_state, task_of
 from tfopt.workdir import load_saved
@@ -26,19 +27,20 @@ def teacher_notes(work: "Work", fit: "Fit", student: keras.Model) -> list[str]:
     """
     if fit.distill is None:
         return []
-    data = work.need_data()
-    distiller = fit.distill.distiller(student, data, work.snapshots[-1][1])
-    found = {
-        "teacher": evaluate_teacher(distiller, data, "test"),
-        "student before": {},
-        "after": evaluate(student, data),
-    }
+    data, entered = work.need_data(), work.snapshots[-1][1]
+    distiller = fit.distill.distiller(student, data, entered)
+    teacher, after = distiller.teacher, evaluate(student, data)
+    name = next((each for each in after if not each.endswith("loss")), "loss")
+    if isinstance(teacher, Recorded):
+        theirs = evaluate_teacher(distiller, join(data, teacher.record), "train")
+        return [f"learnt from {teacher.name}, as recorded: {name} {theirs[name]:.4f} on the training split"]
+    values = {"the teacher": evaluate_teacher(distiller, data, "test")[name], "the student after": after[name]}
     if work.trained:
         known = [each.metrics["after"] for each in work.report.stages if each.metrics.get("after")]
-        found["student before"] = known[-1] if known else evaluate(load_saved(work.snapshots[-1][1]), data)
-    name = next((each for each in found["after"] if not each.endswith("loss")), "loss")
-    values = ", ".join(f"{who} {metrics[name]:.4f}" for who, metrics in found.items() if name in metrics)
-    return [f"learnt from {distiller.teacher.name}; {name} on the test split: {values}"]
+        before = known[-1] if known else evaluate(load_saved(entered), data)
+        values["the student before"] = before[name]
+    said = ", ".join(f"{who} {value:.4f}" for who, value in values.items())
+    return [f"learnt from {teacher.name}; {name} on the test split: {said}"]
 
 
 def evaluate_teacher(distiller: Distiller, data: Data, split: Split, batches: int | None = None) -> dict[str, float]:
@@ -61,8 +63,8 @@ class _Answers(keras.Model):
         names = getattr(distiller, "output_names", None)
         if names is not None:
             self.output_names = names
-        # A function, so that Keras counts nothing of the student.
-        self._answer = lambda x: distiller.teacher_answers(x)
+        # A method, so that Keras counts nothing of the student.
+        self._answer = distiller.teacher_answers
 
     def call(self, x: Any) -> Any:
         """The teacher's outputs."""

@@ -13,16 +13,15 @@ from tfopt.distill.features import (
     ExampleMean,
     Feature,
     Hint,
-    Projection,
     Relational,
-    Watched,
     as_features,
-    masked,
 )
+from tfopt.distill.layers import Projection, Watched, masked
 from tfopt.distill.losses import Kind, soft_label_loss
 from tfopt.distill.outputs import Seen, kind_of, look_at, seen_from
 from tfopt.distill.records import Taught
-from tfopt.distill.teachers import Teacher, as_teacher, noise, teacher_from_config
+from tfopt.distill.teacher import Teacher
+from tfopt.distill.teachers import as_teacher, noise, teacher_from_config
 
 
 @keras.saving.register_keras_serializable("tfopt")
@@ -72,7 +71,8 @@ class Distiller(keras.Model):
         **options: Any,
     ) -> None:
         seen = options.pop("seen", None)
-        super().__init__(name=name or student.name, **options)
+        # The student and the teacher see what they are given, each in its own precision.
+        super().__init__(name=name or student.name, autocast=False, **options)
         self._features = as_features(features)
         check_weights(temperature, alpha, self._features)
         require(bool(student.built), f"the student {student.name!r} is not built: give it a keras.Input as first layer")
@@ -99,13 +99,13 @@ class Distiller(keras.Model):
         return self.student.output_names
 
     def compile(self, *arguments: Any, **options: Any) -> None:
-        """As Keras' own."""
+        """As Keras' own; refuses what would train otherwise than asked."""
         super().compile(*arguments, **options)
-        require(
-            self._teacher.in_graph or not self.jit_compile,
-            f"jit_compile=True cannot compile the teacher {self._teacher.name!r}, a .tflite file that LiteRT runs: leave "
-            "it out, or let the outputs be recorded (cache=)",
-        )
+        parts = self.distribute_strategy.num_replicas_in_sync * getattr(self, "micro_batches", 1)
+        for each in self._features:
+            each.check_parts(parts)
+        if self.jit_compile:
+            self._teacher.check_compiled()
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The student's outputs."""
@@ -121,7 +121,7 @@ class Distiller(keras.Model):
             return own
         # Regularization stays whole, whatever alpha is.
         added = [self._aggregate_additional_loss(each) for each in self.losses]
-        outputs, features = (x.outputs, []) if isinstance(x, Taught) else self._teacher.outputs(x)
+        outputs, features = self._ask(x)
         # No gradient flows into the teacher.
         outputs, features = ([tf.stop_gradient(each) for each in some] for some in (outputs, features))
         losses, answers = self._tasks(), keras.tree.flatten(y_pred)
@@ -139,7 +139,7 @@ class Distiller(keras.Model):
     def teacher_answers(self, x: Any) -> Any:
         """The teacher's outputs as the student gives them: probabilities for probabilities. Once it is compiled."""
         losses = self._tasks()
-        logits = self._teacher.logits(self._teacher.outputs(x)[0], [kind or "values" for kind, _, _ in losses])
+        logits = self._teacher.logits(self._ask(x)[0], [kind or "values" for kind, _, _ in losses])
         answers = [
             each
             if from_logits or kind in (None, "values")
@@ -149,6 +149,15 @@ class Distiller(keras.Model):
             for each, (kind, from_logits, _) in zip(logits, losses, strict=True)
         ]
         return keras.tree.pack_sequence_as(self._compile_loss._y_pred_build_structure, answers)
+
+    def _ask(self, x: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+        """The teacher's outputs and features for a batch."""
+        if not isinstance(x, Taught):
+            return self._teacher.outputs(x)
+        require(
+            not self._features, "these inputs bring the teacher's outputs along, and no features: leave features out"
+        )
+        return x.outputs, []
 
     def _soft_loss(self, kind: Kind, from_logits: bool, seen: Seen) -> ExampleMean:
         """What the student loses against the teacher's logits at one output."""
@@ -192,11 +201,11 @@ class Distiller(keras.Model):
     def _make_projections(self) -> list[Projection]:
         """A projection for each feature that needs one."""
         self._channels: list[int | None] = []
-        made = []
+        made: list[Projection] = []
         if self._watched is None:
             return made
         for index, (feature, ours, theirs) in enumerate(
-            zip(self._features, self._watched.shapes, self._teacher.watched.shapes, strict=True)
+            zip(self._features, self._watched.shapes, self._teacher.shapes, strict=True)
         ):
             channels = feature.projected(ours, theirs)
             self._channels.append(channels)

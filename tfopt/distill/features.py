@@ -2,16 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfopt.config import Config, did_you_mean, require
+from tfopt.config import Config, require
+from tfopt.distill.layers import Shape
 from tfopt.distill.losses import attention_map, relational_loss
-from tfopt.graph import functional
-
-Shape = tuple[int | None, ...]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -30,8 +28,6 @@ class Feature(Config):
     student: str
     teacher: str | None = None
     weight: float = 1.0
-    # Whether it compares the examples of a batch with each other, which replicas have only a share of.
-    needs_batch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(self.weight > 0, f"the weight of the feature {self.student!r} must be above 0, received {self.weight}")
@@ -40,6 +36,9 @@ class Feature(Config):
     def teacher_layer(self) -> str:
         """The layer's name in the teacher."""
         return self.student if self.teacher is None else self.teacher
+
+    def check_parts(self, parts: int) -> None:
+        """Raises where it cannot be learnt from parts of a batch, by replicas or in micro-batches."""
 
     def projected(self, student: Shape, teacher: Shape) -> int | None:
         """The channels that the student's features must be brought to; None: they stay. Raises where none would fit."""
@@ -116,12 +115,19 @@ class Relational(Feature):
     """
 
     angle: float = 2.0
-    needs_batch: ClassVar[bool] = True
+
+    def check_parts(self, parts: int) -> None:
+        """Raises where a batch has several parts."""
+        require(
+            parts == 1,
+            f"{self!r} compares the examples of a batch with each other, and {parts} replicas or micro-batches have "
+            "only a part each: train on one device, or leave it out",
+        )
 
     def loss(self, teacher: tf.Tensor, student: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
         """The loss over all pairs and triplets."""
-        flat = [tf.reshape(each, [tf.shape(each)[0], -1]) for each in (teacher, student)]
-        return relational_loss(*flat, angle=self.angle, weights=weights)
+        teacher, student = (tf.reshape(each, [tf.shape(each)[0], -1]) for each in (teacher, student))
+        return relational_loss(teacher, student, self.angle, weights)
 
 
 def as_features(features: Sequence[Any]) -> tuple[Feature, ...]:
@@ -142,62 +148,6 @@ def as_features(features: Sequence[Any]) -> tuple[Feature, ...]:
     return tuple(found)
 
 
-class Projection(keras.layers.Layer):
-    """A matrix over the channels, for training only: features without bias, so that masked zeros stay zeros."""
-
-    def __init__(self, channels: int, seed: int = 0, **options: Any) -> None:
-        super().__init__(**options)
-        self.channels, self.seed = channels, seed
-
-    def build(self, shape: Shape) -> None:
-        """Makes the matrix."""
-        # No "kernel": it is neither pruned nor clustered with the student's.
-        self.matrix = self.add_weight(
-            name="matrix",
-            shape=(shape[-1], self.channels),
-            initializer=keras.initializers.GlorotUniform(self.seed),
-        )
-
-    def call(self, features: Any) -> Any:
-        """The features with other channels."""
-        rows = tf.matmul(tf.reshape(features, [-1, features.shape[-1]]), tf.convert_to_tensor(self.matrix))
-        made = tf.reshape(rows, tf.concat([tf.shape(features)[:-1], [self.channels]], 0))
-        made.set_shape((*features.shape[:-1], self.channels))
-        return made
-
-
-class Watched:
-    """A functional model that gives what some of its layers give, too.
-
-    Not a layer, so that Keras does not count the model's layers twice.
-
-    Raises:
-      ValueError: the model has no graph of layers, or no such layer.
-    """
-
-    def __init__(self, model: keras.Model, names: Sequence[str], whose: str) -> None:
-        graph = functional(model, model.name)
-        outputs = [_output_of(model, name, whose) for name in names]
-        self.shapes: list[Shape] = [tuple(each.shape) for each in outputs]
-        self._model = keras.Model(graph._inputs_struct, [graph._outputs_struct, outputs], name=model.name)
-        # What the layers gave in the last call.
-        self.features: list[tf.Tensor] = []
-
-    def __call__(self, x: Any, training: bool | None = None) -> Any:
-        """The model's outputs."""
-        outputs, self.features = self._model(x, training=training)
-        return outputs
-
-
-def masked(features: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Features in float32, zero where `like` is masked, if they have as many places."""
-    values, mask = tf.cast(features, tf.float32), getattr(like, "_keras_mask", None)
-    if mask is None or values.shape[1 : len(mask.shape)] != like.shape[1 : len(mask.shape)]:
-        return values
-    shape = tf.concat([tf.shape(mask), tf.ones([len(values.shape) - len(mask.shape)], tf.int32)], 0)
-    return values * tf.reshape(tf.cast(mask, tf.float32), shape)
-
-
 class ExampleMean(keras.losses.Loss):
     """The mean over the examples of a batch, weighted; divided among replicas as Keras divides it."""
 
@@ -208,21 +158,6 @@ class ExampleMean(keras.losses.Loss):
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         """The loss of each example."""
         return self._by_example(y_true, y_pred)
-
-
-def _output_of(model: keras.Model, name: str, whose: str) -> Any:
-    names = [layer.name for layer in model.layers]
-    require(name in names, f"the {whose} {model.name!r} has no layer {name!r}; {did_you_mean(name, names)}")
-    try:
-        output = model.get_layer(name).output
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"the layer {name!r} of the {whose} {model.name!r} has no one output: {error}") from error
-    require(
-        isinstance(output, keras.KerasTensor) and len(output.shape) >= 2 and output.shape[-1] is not None,
-        f"the layer {name!r} of the {whose} {model.name!r} gives {output}: take one that gives channels along the "
-        "last axis",
-    )
-    return output
 
 
 def _pools(student: Shape, teacher: Shape) -> list[tuple[int, int]]:

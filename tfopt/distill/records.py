@@ -1,11 +1,12 @@
-"""What a teacher gave for the examples of a split, on disk: computed once, and brought along by the training batches."""
+"""What a teacher gave for a split, on disk: computed once, and brought along by the training batches."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,10 +17,16 @@ from absl import logging
 from tfopt.config import require
 from tfopt.data import Data
 from tfopt.data.digest import digest
-from tfopt.distill.teachers import Teacher
+from tfopt.distill.losses import Kind
+from tfopt.distill.outputs import seen_from
+from tfopt.distill.teacher import Ensemble, Teacher, logits_of_mean
 from tfopt.files import atomic_path
 
 _BATCH = 256
+AUGMENTED = (
+    "outputs that are kept are those of the images as they are, and the data are augmented anew in each epoch: leave "
+    "cache out, so that the teacher sees what the student sees, or leave the augmentation out"
+)
 
 
 class Taught(NamedTuple):
@@ -36,12 +43,13 @@ class Record:
     Args:
       path: of the file.
       outputs: each of shape (examples, …), as the teacher gave them.
-      about: digests of "teacher" and "data", and the "split".
+      about: digests of "teacher" and "data", the "split", the teacher's "name", and what was "seen" of the outputs of
+        each of its members.
     """
 
     path: pathlib.Path
     outputs: tuple[np.ndarray, ...]
-    about: Mapping[str, str]
+    about: Mapping[str, Any]
 
 
 def record(teacher: Teacher, data: Data, folder: str | os.PathLike[str], split: Any = "train") -> Record:
@@ -53,19 +61,27 @@ def record(teacher: Teacher, data: Data, folder: str | os.PathLike[str], split: 
     Raises:
       ValueError: the file is damaged.
     """
-    about = {"teacher": teacher.digest, "data": data_digest(data, split), "split": split}
-    key = digest([np.array(sorted(about.items()))]).hex()[:16]
+    key = digest([np.array([teacher.digest, data_digest(data, split), split])]).hex()[:16]
     path = pathlib.Path(folder).expanduser() / f"{data.name}-{split}-{key}.npz"
     if path.exists():
         logging.info("the outputs of the teacher %s for the %s split are read from %s", teacher.name, split, path)
-        return _read(path)
+        return read_record(path)
     logging.info("the teacher %s is run on the %s split once, and its outputs kept in %s", teacher.name, split, path)
     run = tf.function(lambda x: teacher.outputs(x)[0], reduce_retracing=True)
     rows = [[each.numpy() for each in run(batch[0])] for batch in data.batches(split, _BATCH)]
     outputs = tuple(np.concatenate(each) for each in zip(*rows, strict=True))
+    members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
+    about = {
+        "teacher": teacher.digest,
+        "data": data_digest(data, split),
+        "split": split,
+        "name": teacher.name,
+        "seen": [[dataclasses.astuple(each) for each in member.seen] for member in members],
+    }
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        arrays = {f"output{index}": each for index, each in enumerate(outputs)}
-        np.savez(file, about=np.array(json.dumps(about)), **arrays)
+        arrays: dict[str, Any] = {f"output{index}": each for index, each in enumerate(outputs)}
+        arrays["about"] = np.array(json.dumps(about))
+        np.savez(file, **arrays)
     return Record(path, outputs, about)
 
 
@@ -79,14 +95,14 @@ def join(data: Data, known: Record) -> Data:
     """
     require(
         not data.augment,
-        "outputs that are kept are those of the images as they are, and the data are augmented anew in each epoch: leave "
-        "cache out, so that the teacher sees what the student sees, or leave the augmentation out",
+        AUGMENTED,
     )
     mine = {"data": data_digest(data, "train"), "split": "train"}
     found = {key: known.about[key] for key in mine}
     require(
         found == mine,
-        f"{known.path} was recorded of {found}, and is asked for {mine}: outputs go with the examples they were made of",
+        f"{known.path} was recorded of {found}, and is asked for {mine}: outputs go with the examples that they "
+        "were made of",
     )
     outputs = tf.data.Dataset.from_tensor_slices(known.outputs)
     with_outputs = tf.data.Dataset.zip(data.splits["train"], outputs).map(
@@ -98,6 +114,37 @@ def join(data: Data, known: Record) -> Data:
         read=None if data.read is None else _beside(data.read),
         transform=None if data.transform is None else _beside(data.transform),
     )
+
+
+class Recorded(Teacher):
+    """What a teacher gave earlier: it is known for the examples of the record alone, which bring it along."""
+
+    is_live = False
+
+    def __init__(self, known: Record) -> None:
+        self.record = known
+        self._members = [Teacher(known.about["name"], seen_from(each)) for each in known.about["seen"]]
+        super().__init__(known.about["name"], self._members[0].seen)
+
+    def outputs(self, x: Any) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Raises: these are no examples of the record."""
+        raise ValueError(
+            f"{self.record.path} has the outputs of {self.name!r} for some examples only, and these inputs bring none "
+            "along: train on join(data, read_record(path)) of tfopt.distill"
+        )
+
+    def logits(self, outputs: Sequence[Any], kinds: Sequence[Kind | None]) -> list[Any]:
+        """As the teacher's own."""
+        return logits_of_mean(self._members, outputs, kinds)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The teacher's own."""
+        return str(self.record.about["teacher"])
+
+    def get_config(self) -> dict[str, Any]:
+        """The record's place."""
+        return {"record": str(self.record.path)}
 
 
 def data_digest(data: Data, split: Any) -> str:
@@ -118,11 +165,20 @@ def _beside(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _read(path: pathlib.Path) -> Record:
+def read_record(path: str | os.PathLike[str]) -> Record:
+    """What `record` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, or something else.
+    """
+    path = pathlib.Path(path).expanduser().resolve()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: it is what tfopt.distill.record writes, or cache= keeps")
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             outputs = tuple(file[f"output{index}"] for index in range(len(file.files) - 1))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and the teacher is run again") from error
+        raise ValueError(f"{path} is damaged, or no record of outputs ({error}): let the teacher run again") from error
     return Record(path, outputs, about)

@@ -12,8 +12,8 @@ from tfopt.config import Config, require
 from tfopt.data import Data
 from tfopt.distill.distiller import Distiller, check_weights
 from tfopt.distill.features import as_features
-from tfopt.distill.records import join, record
-from tfopt.distill.teachers import KerasTeacher, Teacher, as_teacher
+from tfopt.distill.records import Recorded, join, record
+from tfopt.distill.teacher import KerasTeacher, Teacher
 from tfopt.workers.peers import Peers
 
 # Examples on which outputs are looked at.
@@ -67,34 +67,38 @@ class Teaching(HasTeacher):
             "cache keeps the teacher's outputs, and features are seen only when it runs: leave one of the two out",
         )
 
-    def distiller(self, student: keras.Model, data: Data, entered: Any) -> Distiller:
-        """The student with its teacher.
+    def begin(self, student: keras.Model, data: Data, entered: Any, peers: Peers) -> tuple[Distiller, Data]:
+        """The student with its teacher, and the data to train it on, which may bring the teacher's outputs along.
 
         Args:
           student: built.
-          data: what to train on; some examples show what outputs are like.
+          data: what to train on.
           entered: the teacher where none is named: a model, or its file.
+          peers: the processes that train together; the chief writes the cache.
         """
-        examples = next(iter(data.batches("train", _LOOK)))[0]
-        layers = [each.teacher_layer for each in as_features(self.features)]
-        teacher = self.teacher
-        if teacher is None:
-            require(entered is not None, "there is no model that entered the stage: name a teacher")
-            teacher = as_teacher(entered, examples, layers)
-            teacher.name = "the model as it entered"
-        return Distiller(student, teacher, self.temperature, self.alpha, self.features, examples)
+        distiller = self.distiller(student, data, entered)
+        if self.cache is not None:
+            if not peers.is_chief:
+                peers.wait()
+            known = record(distiller.teacher, data, self.cache)
+            if peers.is_chief:
+                peers.wait()
+            distiller = self._pair(student, Recorded(known), data)
+        if isinstance(distiller.teacher, Recorded):
+            data = join(data, distiller.teacher.record)
+        return distiller, data
 
-    def prepare(self, distiller: Distiller, data: Data, peers: Peers) -> Data:
-        """The data to train on: where outputs are kept, with those of the teacher."""
-        if self.cache is None:
-            return data
-        if not peers.is_chief:
-            # It runs the teacher; the others read what it has written.
-            peers.wait()
-        known = record(distiller.teacher, data, self.cache)
-        if peers.is_chief:
-            peers.wait()
-        return join(data, known)
+    def distiller(self, student: keras.Model, data: Data, entered: Any) -> Distiller:
+        """The student with its teacher, which can be asked; see `begin`."""
+        if self.teacher is not None:
+            return self._pair(student, self.teacher, data)
+        distiller = self._pair(student, entered, data)
+        distiller.teacher.name = "the model as it entered"
+        return distiller
+
+    def _pair(self, student: keras.Model, teacher: Any, data: Data) -> Distiller:
+        examples = next(iter(data.batches("train", _LOOK)))[0]
+        return Distiller(student, teacher, self.temperature, self.alpha, self.features, examples)
 
 
 class SameTeacher(keras.callbacks.Callback):

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 from tfopt.config import require, require_fraction
 from tfopt.distill.accuracy import teacher_notes
-from tfopt.distill.check import check_teaching
 from tfopt.quantize.aware import rewrite_model
 from tfopt.quantize.calibrate import calibrate
 from tfopt.quantize.callback import FreezeRanges
@@ -66,9 +65,9 @@ class QuantizeAware(Stage):
         """Checks that every layer has a rule, by rewriting the model."""
         validate_training(work, self.epochs, self.fit)
         ready = self._rewrite(work)
-        if self.fit.distill is not None and self.fit.distill.features:
-            # Layers may have gone into others.
-            check_teaching(work, self.fit, ready.need_model())
+        if self.fit.distill is not None:
+            # Layers that it names may have gone into others.
+            self.fit.distill.distiller(ready.need_model(), work.need_data(), work.need_model())
         return ready
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:

@@ -58,13 +58,13 @@ def train(
     task, steps = task_of(model, data), data.steps_per_epoch
     keeps_precision = fit.precision == "float32" and computes_in(model, "float32")
     student = model if keeps_precision else to_policy(model, fit.precision)
-    trainee = whole = student
     peers = Peers(strategy or tf.distribute.get_strategy())
     is_replicated = not is_one_device(peers.strategy)
+    whole = student
     if fit.distill is not None:
-        trainee = whole = fit.distill.distiller(student, data, entered)
-        data = fit.distill.prepare(whole, data, peers)
+        whole, data = fit.distill.begin(student, data, entered, peers)
         callbacks = [*callbacks, SameTeacher(whole.teacher)]
+    trainee = whole
     with contextlib.ExitStack() as stack:
         stack.enter_context(saves_when_asked())
         if is_replicated or fit.micro_batches > 1:
