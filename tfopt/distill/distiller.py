@@ -44,7 +44,7 @@ class Distiller(keras.Model):
 
     Raises:
       ValueError: outputs or inputs of other shapes, no such layers, features that do not fit, values out of range; in
-        `compile`, a loss that does not tell what outputs are.
+        `fit`, a loss that does not tell what outputs are.
 
     Sources: Hinton et al., 2015, arXiv:1503.02531; the interface is that of `keras.distillation.Distiller`.
 
@@ -98,15 +98,6 @@ class Distiller(keras.Model):
         """The student's."""
         return self.student.output_names
 
-    def compile(self, *arguments: Any, **options: Any) -> None:
-        """As Keras' own; refuses what would train otherwise than asked."""
-        super().compile(*arguments, **options)
-        parts = self.distribute_strategy.num_replicas_in_sync * getattr(self, "micro_batches", 1)
-        for each in self._features:
-            each.check_parts(parts)
-        if self.jit_compile:
-            self._teacher.check_compiled()
-
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The student's outputs."""
         x = inputs.inputs if isinstance(inputs, Taught) else inputs
@@ -119,6 +110,9 @@ class Distiller(keras.Model):
         own = super().compute_loss(x, y, y_pred, sample_weight, training=training)
         if not training:
             return own
+        parts = self.distribute_strategy.num_replicas_in_sync * getattr(self, "micro_batches", 1)
+        for each in self._features:
+            each.check_parts(parts)
         # Regularization stays whole, whatever alpha is.
         added = [self._aggregate_additional_loss(each) for each in self.losses]
         outputs, features = self._ask(x)

@@ -176,7 +176,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}: it is what tfopt.distill.record writes, or cache= keeps")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             outputs = tuple(file[f"output{index}"] for index in range(len(file.files) - 1))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
