@@ -41,8 +41,8 @@ def test_sparsity_holds_while_distilling_down_to_the_file(teacher, data, tmp_pat
     after = distilled.metrics["after"]["accuracy"]
     assert after > distilled.metrics["before"]["accuracy"]
     assert distilled.notes[-1] == (
-        f"learnt from teacher.keras; accuracy on the test split: the teacher 1.0000, the student after {after:.4f}, the "
-        f"student before {distilled.metrics['before']['accuracy']:.4f}"
+        f"learnt from teacher.keras; accuracy on the test split: the teacher 1.0000, the student after {after:.4f}, "
+        f"the student before {distilled.metrics['before']['accuracy']:.4f}"
     )
     for stage, before in ((pruned, distilled), (quantized, pruned)):
         # The teacher is the model that entered.

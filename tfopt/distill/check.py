@@ -38,7 +38,7 @@ def check_teaching(work: "Work", fit: "Fit") -> None:
         return
     model, data = work.need_model(), work.need_data()
     for loss in keras.tree.flatten(task_of(model, data).loss):
-        if loss is not None:
+        if loss is not None and teaching.alpha > 0:
             kind_of(loss)
     require(
         teaching.teacher is not None or work.trained,

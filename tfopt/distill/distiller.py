@@ -128,7 +128,8 @@ class Distiller(keras.Model):
             )
             if kind is not None
         ]
-        return (1 - self.alpha) * own + self.alpha * tf.add_n([*soft, *added]) + self._feature_loss(features, weights)
+        learnt = tf.add_n([tf.zeros([]), *soft, *added])
+        return (1 - self.alpha) * own + self.alpha * learnt + self._feature_loss(features, weights)
 
     def teacher_answers(self, x: Any) -> Any:
         """The teacher's outputs as the student gives them: probabilities for probabilities. Once it is compiled."""
@@ -189,7 +190,9 @@ class Distiller(keras.Model):
             place = places
             for step in path:
                 place = place[step]
-            found[place] = kind_of(loss), _from_logits(loss), 1.0 if weight is None else weight
+            # Features alone can be learnt whatever the outputs are.
+            kind = kind_of(loss) if self.alpha > 0 else None
+            found[place] = kind, _from_logits(loss), 1.0 if weight is None else weight
         return found
 
     def _make_projections(self) -> list[Projection]:

@@ -58,8 +58,26 @@ def record(teacher: Teacher, data: Data, folder: str | os.PathLike[str], split: 
     They are found by the digests of the teacher and of every input of the split, as models receive it, and by its name:
     another teacher, another set or another split have a file of their own.
 
+    Args:
+      teacher: see `as_teacher`.
+      data: whose examples it is asked about; they must not be augmented to be joined with the outputs.
+      folder: where the file is, or will be.
+      split: "train", "validation" or "test".
+
     Raises:
       ValueError: the file is damaged.
+
+    >>> import tempfile
+    >>> from tfopt.data import from_arrays
+    >>> from tfopt.distill import as_teacher
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> data = from_arrays((np.ones((20, 4), "float32"), np.arange(20) % 2), batch_size=8)
+    >>> known = record(as_teacher(model, np.ones((1, 4))), data, tempfile.mkdtemp())
+    >>> [each.shape for each in known.outputs]
+    [(16, 2)]
+    >>> inputs, labels = next(iter(join(data, known).train))
+    >>> inputs.inputs.shape, inputs.outputs[0].shape
+    (TensorShape([8, 4]), TensorShape([8, 2]))
     """
     key = digest([np.array([teacher.digest, data_digest(data, split), split])]).hex()[:16]
     path = pathlib.Path(folder).expanduser() / f"{data.name}-{split}-{key}.npz"

@@ -28,6 +28,11 @@ def as_teacher(teacher: Any, examples: Any, layers: Sequence[str] = ()) -> Teach
     Raises:
       TypeError: it is something else.
       ValueError: it is not built, or has no such layers.
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")], name="big")
+    >>> teacher = as_teacher(model, np.ones((1, 4)))
+    >>> teacher.name, teacher.seen[0].is_distribution
+    ('big', True)
     """
     if isinstance(teacher, Teacher):
         return teacher
