@@ -76,6 +76,14 @@ def test_a_tflite_file_teaches(name, files):
         distiller.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
 
 
+def test_a_file_of_a_model_that_was_compiled_and_never_trained_teaches(tmp_path):
+    model = dense(0)
+    model.compile("adam", "mse")
+    model.save(tmp_path / "t.keras")
+    teacher = as_teacher(tmp_path / "t.keras", blobs(8)[0])
+    assert (teacher.name, teacher.seen[0].shape) == ("t.keras", (3,))
+
+
 def test_an_int8_teachers_zeros_are_half_a_step(files):
     seen = as_teacher(files / "int8.tflite", blobs(240)[0]).seen[0]
     assert seen.is_distribution

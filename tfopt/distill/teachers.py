@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,9 +56,7 @@ def as_teacher(teacher: Any, examples: Any, layers: Sequence[str] = ()) -> Teach
     if suffix == ".npz":
         _no_features(layers, "a file of outputs")
         return Recorded(read_record(teacher))
-    from tfopt.load import load_model
-
-    return KerasTeacher(load_model(teacher), layers, examples, name=os.path.basename(teacher))
+    return KerasTeacher(_load(teacher), layers, examples, name=os.path.basename(teacher))
 
 
 def teacher_from_config(config: Mapping[str, Any]) -> Teacher:
@@ -91,6 +90,16 @@ def noise(model: keras.Model) -> Any:
     return keras.tree.map_structure(
         lambda each: _some(rng, tuple(8 if size is None else size for size in each.shape[1:]), each.dtype), struct
     )
+
+
+def _load(path: str | os.PathLike[str]) -> keras.Model:
+    from tfopt.load import load_model
+
+    with warnings.catch_warnings():
+        # A teacher is not trained: what it was compiled with may be lost.
+        warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+        warnings.filterwarnings("ignore", ".*is loaded uncompiled")
+        return load_model(path)
 
 
 def _some(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
