@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfopt.distill.losses import attention_map, logits_of, relational_loss, soft_label_loss
+from tfopt.distill.losses import FLOOR, attention_map, logits_of, relational_loss, soft_label_loss
 from tfopt.distill.outputs import Seen, kind_of, look_at
 
 RNG = np.random.default_rng(0)
@@ -78,6 +78,14 @@ def test_probabilities_say_what_logits_say(logits, kind, temperature):
     assert measured(known, reference, temperature, name) == pytest.approx(
         measured(z, reference, temperature, name), rel=1e-2, abs=1e-3
     )
+
+
+def test_a_confident_teacher_is_heard():
+    z = np.array([[0.0, -30.0, -45.0]])
+    known = logits_of(tf.constant(softmax(z), tf.float32), "softmax")
+    np.testing.assert_allclose(known.numpy(), z, rtol=1e-5, atol=1e-5)
+    known = logits_of(tf.constant(sigmoid(np.array([[-30.0, 12.0]])), tf.float32), "sigmoid")
+    np.testing.assert_allclose(known.numpy(), [[-30.0, 12.0]], rtol=1e-2)
 
 
 def test_attention_map():
@@ -154,12 +162,12 @@ def test_a_loss_that_does_not_tell_is_refused(loss):
 @pytest.mark.parametrize(
     ("outputs", "seen"),
     [
-        (softmax(TEACHER), Seen((4,), True, True, 1e-7)),
-        (TEACHER, Seen((4,), False, False, 1e-7)),
-        (sigmoid(TEACHER), Seen((4,), False, True, 1e-7)),
+        (softmax(TEACHER), Seen((4,), True, True, FLOOR)),
+        (TEACHER, Seen((4,), False, False, FLOOR)),
+        (sigmoid(TEACHER), Seen((4,), False, True, FLOOR)),
         # As an int8 file gives them.
         ([[0.0, 0.99609375, 0.00390625]], Seen((3,), True, True, 1 / 512)),
-        ([[1.0], [0.25]], Seen((1,), False, True, 1e-7)),
+        ([[1.0], [0.25]], Seen((1,), False, True, FLOOR)),
     ],
 )
 def test_what_outputs_show(outputs, seen):

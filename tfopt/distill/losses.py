@@ -6,8 +6,10 @@ import tensorflow as tf
 
 # What an output means: logits of one class among several, logits of classes that are each there or not, plain numbers.
 Kind = Literal["softmax", "sigmoid", "values"]
-# The least probability, of a model that does not round.
-FLOOR = 1e-7
+# The least probability of a model that does not round: a confident teacher's 1e-12 says something once it is softened.
+FLOOR = 1e-30
+# What the numbers next to 1 in float32 are away from it, halved: of 1 - p nothing less can be seen.
+_NEXT = 2.0**-25
 
 
 def logits_of(probabilities: tf.Tensor, kind: Kind, floor: float = FLOOR) -> tf.Tensor:
@@ -24,7 +26,7 @@ def logits_of(probabilities: tf.Tensor, kind: Kind, floor: float = FLOOR) -> tf.
     known = tf.clip_by_value(probabilities, floor, 1.0)
     if kind == "softmax":
         return tf.math.log(known)
-    return tf.math.log(known) - tf.math.log(tf.clip_by_value(1.0 - probabilities, floor, 1.0))
+    return tf.math.log(known) - tf.math.log(tf.clip_by_value(1.0 - probabilities, max(floor, _NEXT), 1.0))
 
 
 def soft_label_loss(teacher: tf.Tensor, student: tf.Tensor, temperature: float, kind: Kind = "softmax") -> tf.Tensor:
