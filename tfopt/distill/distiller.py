@@ -63,7 +63,7 @@ class Distiller(keras.Model):
         self,
         student: keras.Model,
         teacher: Any,
-        temperature: float = 4.0,
+        temperature: float = 2.0,
         alpha: float = 0.5,
         features: Sequence[Any] = (),
         examples: Any = None,

@@ -38,7 +38,7 @@ class Distill(HasTeacher, Stage):
 
     teacher: Any
     epochs: int = 5
-    temperature: float = 4.0
+    temperature: float = 2.0
     alpha: float = 0.5
     features: Sequence[Any] = ()
     cache: str | os.PathLike[str] | None = None

@@ -50,12 +50,12 @@ class Teaching(HasTeacher):
     Raises:
       ValueError: values out of range, or what excludes each other.
 
-    >>> Teaching("teacher.keras", temperature=2.0)
-    Teaching(teacher='teacher.keras', temperature=2.0)
+    >>> Teaching("teacher.keras", temperature=4.0)
+    Teaching(teacher='teacher.keras', temperature=4.0)
     """
 
     teacher: Any = None
-    temperature: float = 4.0
+    temperature: float = 2.0
     alpha: float = 0.5
     features: Sequence[Any] = ()
     cache: str | os.PathLike[str] | None = None
