@@ -259,3 +259,37 @@ def test_stages_train_as_on_one_device(stages, key, mirrored, trained, data, tmp
         assert found["two"][0][series] == pytest.approx(values, rel=1e-3, abs=1e-5), series
     for ours, theirs in zip(found["two"][1], found["one"][1], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=2e-3)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Idle(keras.layers.Layer):
+    """Has a weight that it does not use."""
+
+    supports_masking = True
+
+    def build(self, shape):
+        self.add_weight(name="idle")
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_micro_batches_keep_masks_and_take_what_has_no_gradient(mirrored, jit_compile):
+    layers = keras.layers
+    inputs = keras.Input((5,), dtype="int32")
+    x = Idle()(layers.Embedding(7, 4, mask_zero=True)(inputs))
+    subject = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+    rng = np.random.default_rng(0)
+    words, labels = rng.integers(1, 7, (14, 5)), rng.integers(0, 3, (14, 5))
+    words[:, 3:] = 0
+    batches = tf.data.Dataset.from_tensor_slices((words, labels)).batch(7)
+    found = []
+    for micro_batches, strategy in ((1, tf.distribute.get_strategy()), (3, mirrored)):
+        with on_strategy(subject, strategy, micro_batches) as copy:
+            # Standing still, so that each step sees the same weights.
+            options = {"metrics": ["accuracy"], "jit_compile": jit_compile and strategy is mirrored}
+            copy.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", **options)
+            found.append(copy.fit(batches, verbose=0, shuffle=False).history["accuracy"])
+    assert found[0] == pytest.approx(found[1])
