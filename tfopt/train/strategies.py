@@ -9,8 +9,6 @@ from absl import logging
 
 from tfopt.config import did_you_mean, require
 
-# Why each strategy that was made here was chosen. Strategies live as long as the process.
-_REASONS: dict[int, str] = {}
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu", "horovod")
 
 
@@ -42,9 +40,7 @@ def strategy(name: str = "auto", replicas: int | None = None) -> tf.distribute.S
     )
     chosen, reason = (name, "as asked") if name != "auto" else _best()
     logging.info("strategy %s: %s", chosen, reason)
-    made = _MAKE[chosen](replicas)
-    _REASONS[id(made)] = reason
-    return made
+    return _MAKE[chosen](replicas)
 
 
 def is_one_device(chosen: tf.distribute.Strategy) -> bool:
@@ -74,12 +70,25 @@ def describe(chosen: tf.distribute.Strategy) -> Mapping[str, str]:
     ]
     count, kind = worker_count(chosen), "one device" if is_one_device(chosen) else type(chosen).__name__
     workers = f" in {count} processes" if count > 1 else ""
+    best, reason = _best()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "devices": ", ".join(found),
         "memory": f"{memory:.0f} GB",
-        "strategy": f"{kind}, {chosen.num_replicas_in_sync} replicas{workers}: {_REASONS.get(id(chosen), 'as given')}",
+        "strategy": f"{kind}, {chosen.num_replicas_in_sync} replicas{workers}: {reason if best == _name(chosen) else 'as asked'}",
     }
+
+
+def _name(chosen: tf.distribute.Strategy) -> str:
+    """What `strategy` calls it; "" for one of the user's own kind."""
+    kinds = {
+        "multi_worker": tf.distribute.MultiWorkerMirroredStrategy,
+        "mirrored": tf.distribute.MirroredStrategy,
+        "tpu": tf.distribute.TPUStrategy,
+    }
+    if is_one_device(chosen):
+        return "one_device"
+    return next((name for name, kind in kinds.items() if isinstance(chosen, kind)), "")
 
 
 def _best() -> tuple[str, str]:
