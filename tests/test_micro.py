@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tfopt.train.micro import batch_size, bounds, join_parts, part_or_one, part_weights, slice_batch
 
+
 def take_part(data, parts, index):
     return slice_batch(data, *bounds(batch_size(data), parts, index))
 

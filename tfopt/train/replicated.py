@@ -155,7 +155,8 @@ class Replicated(keras.Model):
                 y_pred, loss, gradients = self._compute_part(part, share * shares[index])
                 done.append((y_pred, loss * shares[index], gradients))
         y_preds, losses, gradients = zip(*done, strict=True)
-        return join_parts(y_preds, size), tf.add_n(losses), [sum_gradients(each) for each in zip(*gradients, strict=True)]
+        summed = [sum_gradients(each) for each in zip(*gradients, strict=True)]
+        return join_parts(y_preds, size), tf.add_n(losses), summed
 
     def _compute_part(self, data: Any, share: tf.Tensor) -> Any:
         x, y, weights = data

@@ -70,12 +70,13 @@ def describe(chosen: tf.distribute.Strategy) -> Mapping[str, str]:
     ]
     count, kind = worker_count(chosen), "one device" if is_one_device(chosen) else type(chosen).__name__
     workers = f" in {count} processes" if count > 1 else ""
-    best, reason = _best()
+    best, why = _best()
+    reason = why if best == _name(chosen) else "as asked"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "devices": ", ".join(found),
         "memory": f"{memory:.0f} GB",
-        "strategy": f"{kind}, {chosen.num_replicas_in_sync} replicas{workers}: {reason if best == _name(chosen) else 'as asked'}",
+        "strategy": f"{kind}, {chosen.num_replicas_in_sync} replicas{workers}: {reason}",
     }
 
 
