@@ -293,3 +293,24 @@ def test_micro_batches_keep_masks_and_take_what_has_no_gradient(mirrored, jit_co
             copy.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", **options)
             found.append(copy.fit(batches, verbose=0, shuffle=False).history["accuracy"])
     assert found[0] == pytest.approx(found[1])
+
+
+@pytest.mark.parametrize(("asked", "tuned"), [(None, False), (True, True)])
+def test_iterators_on_a_strategy_have_no_thread_that_tunes_them_unless_asked(mirrored, asked, tuned, monkeypatch):
+    options = tf.data.Options()
+    if asked is not None:
+        options.autotune.enabled = asked
+    batches = tf.data.Dataset.from_tensors((np.ones((4, 3)), np.ones((4, 1)))).with_options(options)
+    seen, share = [], mirrored.experimental_distribute_dataset
+    # What TensorFlow is handed at last.
+    monkeypatch.setattr(
+        mirrored,
+        "experimental_distribute_dataset",
+        lambda data, *rest: seen.append(data.options()) or share(data, *rest),
+    )
+    with on_strategy(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]), mirrored) as copy:
+        copy.compile("sgd", "mse", jit_compile=False)
+        copy.fit(batches, shuffle=False, verbose=0)
+    assert [each.autotune.enabled for each in seen] == [tuned]
+    shards = {each.experimental_distribute.auto_shard_policy for each in seen}
+    assert shards == {tf.data.experimental.AutoShardPolicy.DATA}

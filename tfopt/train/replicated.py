@@ -284,11 +284,17 @@ def no_xla(model: keras.Model) -> str:
 
 
 def _shared(data: Any) -> Any:
-    """A dataset that workers share batch by batch: by files, which is what TensorFlow would choose, they get others."""
+    """A dataset as workers share it."""
     if not isinstance(data, tf.data.Dataset):
         return data
     options = tf.data.Options()
+    # Batch by batch: by files, which is what TensorFlow would choose, they get others.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    if data.options().autotune.enabled is None:
+        # Of an iterator on a strategy, TensorFlow 2.21 now and then forgets to wake the thread that tunes it: who drops
+        # the iterator, after an epoch, waits for as long again as that took, up to a minute. AUTOTUNE then stands for
+        # as many threads as there are cores.
+        options.autotune.enabled = False
     return data.with_options(options)
 
 
