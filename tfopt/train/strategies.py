@@ -1,6 +1,5 @@
 """`strategy`: on which devices and hosts a model trains, by one word."""
 
-import importlib.util
 import os
 from collections.abc import Callable, Mapping
 
@@ -158,12 +157,10 @@ def _tpu(replicas: int | None) -> tf.distribute.Strategy:
 
 
 def _horovod(replicas: int | None) -> tf.distribute.Strategy:
-    if importlib.util.find_spec("horovod") is None:
-        raise ModuleNotFoundError(
-            "the strategy horovod needs the package horovod, built for TensorFlow: HOROVOD_WITH_TENSORFLOW=1 "
-            "pip install horovod; multi_worker does the same without it"
-        )
-    raise NotImplementedError("tfopt does not train through Horovod yet: use the strategy multi_worker")
+    # Builds on TensorFlow's inner classes, which nothing else needs.
+    from tfopt.train.horovod import HorovodStrategy
+
+    return HorovodStrategy()
 
 
 _MAKE: Mapping[str, Callable[[int | None], tf.distribute.Strategy]] = {
