@@ -7,7 +7,7 @@ statistics of BatchNormalization. Needs Horovod, which is imported by whoever ma
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -63,24 +63,21 @@ class _Extended(CollectiveAllReduceExtended):
         self._num_workers, self._id_in_cluster = self._horovod.size(), self._horovod.rank()
         self._is_chief = self._id_in_cluster == 0
 
-    def _get_variable_creator_initial_value(self, replica_id: int, device: Any, primary_var: Any, **options: Any) -> Any:
-        def chiefs() -> tf.Tensor:
-            value = options["initial_value"]
-            own = tf.convert_to_tensor(value() if callable(value) else value, options.get("dtype"))
-            return self._horovod.broadcast(own, root_rank=0)
+    def _get_variable_creator_initial_value(self, replica_id: int, device: str, primary_var: Any, **given: Any) -> Any:
+        def of_chief() -> tf.Tensor:
+            value = given["initial_value"]
+            own = tf.convert_to_tensor(value() if callable(value) else value, given.get("dtype"))
+            return _sent(lambda each: self._horovod.broadcast(each, root_rank=0), own)
 
-        return chiefs
+        return of_chief
 
     def _reduce_to(self, reduce_op: Any, value: Any, destinations: Any, options: Any) -> Any:
         own = self._local_results(value)[0]
         if not isinstance(own, tf.IndexedSlices):
             own = tf.convert_to_tensor(own)
-        # Horovod has no kernel for bfloat16.
-        wide = tf.cast(own, tf.float32) if own.dtype == tf.bfloat16 else own
-        total = self._horovod.allreduce(wide, op=self._horovod.Sum)
-        if reduce_op == tf.distribute.ReduceOp.MEAN:
-            total /= self._num_workers
-        return tf.cast(total, own.dtype) if own.dtype == tf.bfloat16 else total
+        horovod = self._horovod
+        operation = horovod.Average if reduce_op == tf.distribute.ReduceOp.MEAN else horovod.Sum
+        return _sent(lambda each: horovod.allreduce(each, op=operation), own)
 
     def _batch_reduce_to(self, reduce_op: Any, value_destination_pairs: Sequence[Any], options: Any) -> list[Any]:
         return [self._reduce_to(reduce_op, value, where, options) for value, where in value_destination_pairs]
@@ -90,7 +87,12 @@ class _Extended(CollectiveAllReduceExtended):
 
     def _gather_to_implementation(self, value: Any, destinations: Any, axis: int, options: Any) -> tf.Tensor:
         require(axis == 0, f"Horovod gathers along the first axis, received axis={axis}")
-        return self._horovod.allgather(tf.convert_to_tensor(self._local_results(value)[0]))
+        return _sent(self._horovod.allgather, tf.convert_to_tensor(self._local_results(value)[0]))
+
+
+def _sent(operation: Callable[[Any], Any], own: Any) -> Any:
+    """What comes of a message; Horovod has no kernels for bfloat16, whose values float32 has too."""
+    return tf.cast(operation(tf.cast(own, tf.float32)), own.dtype) if own.dtype == tf.bfloat16 else operation(own)
 
 
 def _imported() -> Any:
