@@ -59,7 +59,9 @@ def tape(on: tf.distribute.Strategy) -> list[list[float]]:
         mine = slice(start + 12 * hvd.rank(), start + 12 * hvd.rank() + 12)
         with hvd.DistributedGradientTape(tf.GradientTape()) as gradients:
             loss = loss_of(y[mine], by_hand(x[mine], training=True))
-        optimizer.apply(gradients.gradient(loss, by_hand.trainable_weights), by_hand.trainable_weights)
+        # It knows TensorFlow's variables only.
+        variables = [each.value for each in by_hand.trainable_weights]
+        optimizer.apply(gradients.gradient(loss, variables), by_hand.trainable_weights)
     with on_strategy(ours, on) as copy:
         copy.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=False)
         copy.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(24), shuffle=False, verbose=0)

@@ -1,9 +1,10 @@
 """`HorovodStrategy`: processes that Horovod has started train together, in the same step as on any other strategy.
 
 Horovod's own `DistributedGradientTape` takes the mean of the processes' gradients, which is that of one device only
-where all have as many examples of a batch. Here each process weighs its gradient by its share first, and the weighted
-gradients are summed by the operation behind that tape, `horovod.tensorflow.allreduce`; so are metrics and the
-statistics of BatchNormalization. Needs Horovod, which is imported by whoever makes the strategy.
+where all have as many examples of a batch, and knows TensorFlow's variables only, not those of Keras 3. Here each
+process weighs its gradient by its share first, and the weighted gradients are summed by the operation behind that tape,
+`horovod.tensorflow.allreduce`; so are metrics and the statistics of BatchNormalization. In equal shares the step is
+the tape's (tests/test_horovod.py). Horovod is imported when a strategy is made.
 """
 
 import os
