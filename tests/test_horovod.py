@@ -27,6 +27,20 @@ def test_without_horovod_the_error_says_what_to_do():
         strategy("horovod")
 
 
+@pytest.mark.skipif(IS_THERE, reason="Horovod is installed")
+def test_auto_does_not_train_alone_under_horovodrun(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    with pytest.raises(ModuleNotFoundError, match="the strategy horovod needs Horovod"):
+        strategy("auto")
+
+
+def test_processes_that_come_and_go_are_refused(monkeypatch):
+    monkeypatch.setenv("HOROVOD_ELASTIC", "1")
+    with pytest.raises(ValueError, match="leave --min-np and --max-np of horovodrun out"):
+        strategy("horovod")
+
+
 def test_replicas_are_not_for_horovod():
     with pytest.raises(ValueError, match="replicas=2 goes with the strategy mirrored, received 'horovod'"):
         strategy("horovod", replicas=2)

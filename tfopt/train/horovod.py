@@ -37,12 +37,12 @@ class HorovodStrategy(tf.distribute.MultiWorkerMirroredStrategy):
     """
 
     def __init__(self) -> None:
-        horovod = _imported()
         require(
             os.environ.get("HOROVOD_ELASTIC", "0") != "1",
             "tfopt trains with as many processes as it began with, and Horovod is to change their number: leave "
             "--min-np and --max-np of horovodrun out",
         )
+        horovod = _imported()
         horovod.init()
         tf.distribute.Strategy.__init__(self, _Extended(self, horovod))
 
