@@ -101,7 +101,7 @@ def _run(stages: Stages, name: str, values: flags.FlagValues, start: Start, argv
             raise
         print(f"another worker was lost: {error}", file=sys.stderr)  # noqa: T201
         return LOST_PEER
-    if workers is None or workers.chief:
+    if work.peers.is_chief:
         print_summary(work.report, folder=work.workdir)
     return 0
 
