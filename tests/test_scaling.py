@@ -7,9 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+
+from tests.processes import PATIENCE, end_of, wait_until
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = ["--counts=1,2", "--rounds=1", "--steps=2", "--global_batch=8", "--width=4"]
@@ -33,13 +34,6 @@ def is_anyone_left(session):
     return True
 
 
-def until(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def rows(output, title):
     """The figures of a table, by its rows."""
     table = output.partition(title)[2].partition("└")[0]
@@ -51,8 +45,8 @@ def rows(output, title):
 
 def test_figures_are_finite_and_nobody_is_left():
     process = start(*TINY)
-    output, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors[-3000:]
+    code, output, errors = end_of(process, 2 * PATIENCE)
+    assert code == 0, errors[-3000:]
     assert not is_anyone_left(process.pid)
     (one, step, faster, alone, share), (two, *pair) = rows(output, "Measured")
     assert (one, faster, alone, share) == (1, 1, 0, 0)
@@ -78,10 +72,10 @@ def test_figures_are_finite_and_nobody_is_left():
 def test_workers_end_when_the_benchmark_is_killed():
     process = start(*TINY)
     children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    until(lambda: len(children.read_text().split()) == 3, 120)
+    wait_until(lambda: len(children.read_text().split()) == 3)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=200)
-    until(lambda: not is_anyone_left(process.pid), 200)
+    end_of(process)
+    wait_until(lambda: not is_anyone_left(process.pid))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +88,6 @@ def test_workers_end_when_the_benchmark_is_killed():
 )
 def test_flags_that_make_no_sense_are_refused(flag, message):
     process = start(*TINY, flag)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode != 0
+    code, _, errors = end_of(process)
+    assert code != 0
     assert message in errors
