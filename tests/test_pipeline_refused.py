@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import small_model
-from tests.test_pipeline_parallel import DEVICES
+from tests.pipeline_models import DEVICES
 from tfopt.train.pipeline_parallel import place, split_model
 
 layers = keras.layers
