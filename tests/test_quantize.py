@@ -18,7 +18,9 @@ FIT = tfopt.Fit(learning_rate=3e-3)
 
 
 def fitted(model, epochs=1):
-    model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(
+        keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False
+    )
     x, y = blobs(96)
     model.fit(x, y, batch_size=24, epochs=epochs, verbose=0, shuffle=False)
     return model
@@ -274,7 +276,7 @@ def ranges(model):
 def test_ranges_freeze(steps_per_execution, trained):
     x, y = blobs(96)
     model = tfopt.quantize_aware(trained)
-    model.compile("adam", "sparse_categorical_crossentropy", steps_per_execution=steps_per_execution)
+    model.compile("adam", "sparse_categorical_crossentropy", steps_per_execution=steps_per_execution, jit_compile=False)
     seen = []
     watch = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: seen.append(
@@ -301,7 +303,7 @@ def test_freeze_checks_the_plan(trained, aware):
 
 
 def fitted_with(model, callback, x, y):
-    model.compile("adam", "sparse_categorical_crossentropy")
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
     model.fit(x, y, batch_size=24, verbose=0, callbacks=[callback])
 
 
@@ -361,7 +363,7 @@ def test_frozen_computes_what_the_model_computes(aware):
 
 def test_step_keeps_its_trace(trained):
     model = tfopt.quantize_aware(trained)
-    model.compile("adam", "sparse_categorical_crossentropy")
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
     x, y = blobs(96)
     model.fit(x, y, batch_size=24, verbose=0)
     traced = []

@@ -104,7 +104,7 @@ def test_an_island_has_the_weights_and_trains(tmp_path):
     (island,) = (layer for layer in aware.layers if isinstance(layer, FloatIsland))
     for old, new in zip(model.get_layer("wave").get_weights(), island.get_weights(), strict=True):
         assert np.array_equal(old, new)
-    aware.compile("sgd", "mse")
+    aware.compile("sgd", "mse", jit_compile=False)
     before = [weight.copy() for weight in island.get_weights()]
     aware.fit(images(), np.ones((24, 3)), epochs=1, verbose=0)
     # The kernel, and the statistics of the normalization inside, which follow the data in training only.
