@@ -363,7 +363,7 @@ def test_frozen_computes_what_the_model_computes(aware):
 
 def test_step_keeps_its_trace(trained):
     model = tfopt.quantize_aware(trained)
-    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    model.compile("adam", "sparse_categorical_crossentropy")
     x, y = blobs(96)
     model.fit(x, y, batch_size=24, verbose=0)
     traced = []
