@@ -63,10 +63,9 @@ def test_each_element_once_an_epoch_as_without_a_service(address):
         # Batches come in another order, and are the same.
         assert sorted(bits(stream)) == sorted(bits(data.training_batches(number)))
     wanted = labels(data.training_batches(0))
-    train = remote.train
-    one, other = bits(train), bits(train)
-    assert sorted(one) != sorted(other)
-    assert labels(train) == wanted
+    one, other = list(remote.train), list(remote.train)
+    assert sorted(bits(one)) != sorted(bits(other))
+    assert labels(one) == labels(other) == wanted
     assert bits(remote.test) == bits(data.test)
 
 
