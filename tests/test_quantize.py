@@ -117,10 +117,11 @@ SIZES = {"conv": 144, "hidden": 1536, "out": 36}
 @pytest.mark.parametrize(
     ("weight_bits", "layers", "four"),
     [
-        (8, None, []),
-        (4, None, ["conv", "hidden", "out"]),
+        # Without a choice of layers: other tests read such files too.
+        pytest.param(8, None, [], marks=pytest.mark.slow),
+        pytest.param(4, None, ["conv", "hidden", "out"], marks=pytest.mark.slow),
         (8, {"hidden": 4}, ["hidden"]),
-        (4, {"conv": 8}, ["hidden", "out"]),
+        pytest.param(4, {"conv": 8}, ["hidden", "out"], marks=pytest.mark.slow),
         (4, ["conv"], ["conv"]),
         (4, lambda layer: layer.name == "out", ["out"]),
         (8, lambda layer: 4 if isinstance(layer, keras.layers.Dense) else None, ["hidden", "out"]),

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import tfopt
+from tests.conftest import quick
 from tfopt.quantize.island import SCOPE, FloatIsland, float_islands
 from tfopt.tflite.export import _float_inside
 from tfopt.tflite.flatbuffer import parse_tflite, read_tflite
@@ -78,7 +79,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("case", NETWORKS)
+# One operator is less than a chain of them, and a layer that is called once less than a shared one.
+@pytest.mark.parametrize("case", quick(NETWORKS, "constants", "chain", "shared", "joined", "clipped"))
 def test_the_island_alone_is_in_float(case, tmp_path):
     middle, kinds, allowed = NETWORKS[case]
     aware, float_ops = exported(network(middle), tmp_path / "m.tflite")
