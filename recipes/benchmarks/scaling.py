@@ -96,7 +96,7 @@ def steps(copy: keras.Model, on: tf.distribute.Strategy, batch: int) -> Callable
     share, rng = batch // on.num_replicas_in_sync, np.random.default_rng(0)
     arrays = rng.random((share, 32, 32, 3), "float32"), rng.integers(0, CLASSES, share)
     # The same share, again and again: what it costs to read is not the question here. And of one iterator, for which
-    # `fit` cannot be asked: on this strategy TensorFlow now and then takes up to a minute to delete one.
+    # `fit` cannot be asked: TensorFlow now and then waits for its autotuning, up to a minute, before it deletes one.
     endless = tf.data.Dataset.from_tensors(arrays).repeat()
     batches = iter(on.distribute_datasets_from_function(lambda context: endless))
     build_state(copy, endless)
