@@ -47,7 +47,7 @@ def run(folder, model, callbacks, strategy=None, **options):
 @pytest.mark.parametrize(
     ("steps_per_execution", "replicas", "batch", "micro_batches"),
     [
-        (1, 1, 4, 1),
+        pytest.param(1, 1, 4, 1, marks=pytest.mark.slow),
         (3, 1, 5, 2),
         # Replicas agree two executions later, of the four that an epoch has here.
         *(pytest.param(steps, 2, batch, 1, marks=pytest.mark.slow) for steps, batch in ((1, 5), (3, 2))),

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ import tfopt
 from tests.conftest import blobs, small_model
 from tests.replica_cases import CASES, POLICIES, examples, model, trained
 from tfopt.train.replicas import on_strategy
+from tfopt.workers.supervise import local_workers
 
 # In float32 only the order of sums differs. In 16 bits each replica rounds the gradients over its half of a batch, by
 # 2^-11 (float16) or 2^-8 (bfloat16) of their size; these are about ten such roundings, of the fourteen steps.
@@ -40,14 +40,9 @@ def assert_equal(found, alone, policy):
 
 def in_processes(script, arguments, count=2, seconds=400):
     """What each of several workers prints, of a script that makes the strategy multi_worker."""
-    with_ports = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    addresses = [f"localhost:{each.getsockname()[1]}" for each in with_ports]
-    for each in with_ports:
-        each.close()
     processes = []
-    for index in range(count):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        environ = {**os.environ, "TF_CONFIG": json.dumps(task), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    for workers in local_workers(count):
+        environ = {**os.environ, "TF_CONFIG": workers.config(), "TF_CPP_MIN_LOG_LEVEL": "3"}
         command = [sys.executable, "-m", script, *arguments]
         processes.append(
             subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
