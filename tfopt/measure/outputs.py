@@ -82,9 +82,11 @@ def masked(weights: Any, mask: np.ndarray | None) -> Any:
 
 def _with_weights(data: Any, split: str, inputs: int) -> tuple[Any, bool]:
     """The data with (labels, weights) in the place of the labels, and whether they have weights."""
+    stream = data
     if hasattr(data, "batches"):
-        data = data.batches(split)
-    spec = data.element_spec if isinstance(data, tf.data.Dataset) else data
+        is_training = split == "train" and hasattr(data, "training_batches")
+        stream = data.training_batches(augmented=False) if is_training else data.batches(split)
+    spec = stream.element_spec if isinstance(stream, tf.data.Dataset) else stream
     is_weighted = (
         isinstance(spec, tuple)
         and len(spec) == 3
@@ -94,7 +96,7 @@ def _with_weights(data: Any, split: str, inputs: int) -> tuple[Any, bool]:
     )
     if not is_weighted:
         return data, False
-    if isinstance(data, tf.data.Dataset):
-        return data.map(lambda x, y, weights: (x, (y, weights))), True
+    if isinstance(stream, tf.data.Dataset):
+        return stream.map(lambda x, y, weights: (x, (y, weights))), True
     x, y, weights = data
     return (x, (y, weights)), True
