@@ -53,7 +53,8 @@ def confusion_matrix(confusion: Sequence[Sequence[float]], names: Sequence[str],
                     if cell:
                         place = (column + 0.5, row + 0.5)
                         text = units.value("", cell)
-                        size = min(8.5, 280 / count / max(len(text), 2))
+                        # A digit is about 0.65 of its size wide.
+                        size = min(8.5, 280 / count / (0.65 * len(text)))
                         axes.text(*place, text, ha="center", va="center", fontsize=size)
         axes.set(xlim=(0, count), ylim=(count, 0), xlabel="decided", ylabel="true", aspect="equal")
         step = -(-count // _NAMED)
