@@ -132,11 +132,12 @@ def test_a_resample_gives_what_its_examples_give(task, steps):
 
 
 def test_resamples_are_drawn_with_replacement_and_each_example_as_often():
-    found = bootstrap(lambda counts: {"size": counts.sum(axis=0), "first": counts[0]}, 50, 4000)
+    found = bootstrap(lambda counts: {"size": counts.sum(axis=0), "first": counts[0], "last": counts[-1]}, 50, 4000)
     assert set(found["size"]) == {50}
     # The number of times that one of 50 is drawn is binomial, with mean 1 and variance 0.98.
-    assert found["first"].mean() == pytest.approx(1, abs=4 * np.sqrt(0.98 / 4000))
-    assert found["first"].var() == pytest.approx(0.98, rel=0.15)
+    for name in ("first", "last"):
+        assert found[name].mean() == pytest.approx(1, abs=4 * np.sqrt(0.98 / 4000))
+        assert found[name].var() == pytest.approx(0.98, rel=0.15)
 
 
 # The number of intervals that hold the truth is binomial: one of 2,000 sound ones falls below the first, one above the
@@ -284,6 +285,20 @@ def test_very_many_classes_leave_the_confusion_out_of_the_report():
     assert len(found.notes) == len(report["notes"]) - 1
 
 
+def test_scores_too_many_to_resample_leave_the_interval_of_the_auc_out(monkeypatch):
+    labels, logits = classified(50)
+    whole = score("multi-class", labels, logits, **QUICK)
+    monkeypatch.setattr("tfopt.measure.classes.MOST_SCORES", 199)
+    found = score("multi-class", labels, logits, **QUICK)
+    assert found.values["auc"].to_dict() == {
+        "value": whole.values["auc"].value,
+        "low": None,
+        "high": None,
+        "reason": "no interval: 50 labels of 4 classes are more than are resampled",
+    }
+    assert {**found.values, "auc": None} == {**whole.values, "auc": None}
+
+
 LABELS, LOGITS = classified(20)
 BAD = [
     (("multi-class", LABELS + 1, LOGITS), {}, "targets go from 1 to 4, but the output has 4 classes: expected 0 to 3"),
@@ -314,9 +329,11 @@ def test_bad_input_is_named(arguments, options, message):
 
 
 @pytest.fixture(scope="module")
-def int8(trained, tmp_path_factory):
+def int8(tmp_path_factory):
     path = tmp_path_factory.mktemp("file") / "int8.tflite"
-    tfopt.export_tflite(trained, path, quantization="int8", calibration_data=blobs()[0][:40])
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8, 2)), layers.Flatten(), layers.Dense(3, "softmax")])
+    tfopt.export_tflite(model, path, quantization="int8", calibration_data=blobs()[0][:40])
     return path
 
 
@@ -368,7 +385,10 @@ def test_a_mask_of_keras_leaves_steps_out():
 def test_the_task_is_told_by_the_loss_or_by_hand():
     model = keras.Sequential([keras.Input((2,), name="x"), layers.Dense(1)])
     x, y = RNG(0).normal(size=(30, 2)).astype("float32"), np.arange(30) % 2
-    assert metrics(model, (x, y), **QUICK).task == "binary"
+    binary, outputs = metrics(model, (x, y), **QUICK), np.asarray(model(x))[:, 0]
+    # Logits: between 0 and 0.5 too they mean 1.
+    assert np.any((outputs > 0) & (outputs < 0.5))
+    assert (binary.task, binary.values["accuracy"].value) == ("binary", np.mean((outputs > 0) == y))
     assert metrics(model, (x, y), task="regression", **QUICK).task == "regression"
     model.compile(loss="mse")
     assert metrics(model, (x, y), **QUICK).task == "regression"
@@ -399,3 +419,15 @@ def test_the_chain_keeps_those_of_the_model_and_of_the_file(trained, data, tmp_p
     page = (tmp_path / "report.html").read_text()
     assert "Confusion matrix: Keras model" in page
     assert "Confusion matrix: File" in page
+
+
+def test_the_chain_tells_the_model_from_the_file(tmp_path):
+    x = RNG(0).normal(size=(200, 3)).astype("float32")
+    data = tfopt.from_arrays((x, x.sum(axis=1)))
+    model = keras.Sequential([keras.Input((3,), name="x"), layers.Dense(4, "relu"), layers.Dense(1)])
+    work = tfopt.run([tfopt.ExportTFLite("float16")], tfopt.Work(model, data, tmp_path, seed=3))
+    found = work.report.artefacts["tflite"]
+    assert found["metrics"]["keras"] == metrics(work.model, data, seed=3).to_report()
+    assert found["metrics"]["tflite"] == metrics(found["path"], data, seed=3).to_report()
+    assert found["metrics"]["tflite"]["values"]["mae"]["value"] == pytest.approx(found["accuracy"])
+    assert found["metrics"]["keras"]["values"] != found["metrics"]["tflite"]["values"]

@@ -10,6 +10,9 @@ from tfopt.config import require
 from tfopt.measure.bootstrap import Statistic
 from tfopt.measure.observations import Observations
 
+# Labels times classes; of more scores, as of the pixels of many pictures, the AUC's interval would take minutes.
+MOST_SCORES = 2_000_000
+
 
 class Decided:
     """Labels with the classes that were decided for them.
@@ -83,7 +86,10 @@ class Decided:
         if self.binary:
             absent = f"no label is of class {self.names[1]}"
             reasons = {"precision": f"no decision is for class {self.names[1]}", "recall": absent, "f1": absent}
-            found |= {name: (_number(each[1]), reasons[name]) for name, each in by_class.items()}
+            found |= {
+                name: (None, reasons[name]) if np.isnan(each[1]) else (float(each[1]), "")
+                for name, each in by_class.items()
+            }
         else:
             found |= {
                 # A class that was never chosen has no precision; left out, it would raise the mean.
@@ -94,9 +100,19 @@ class Decided:
             metrics.roc_auc_score(self.targets == number, self._scores_of(number), sample_weight=weights)
             for number in self._scored
         ]
-        only = self.names[self.targets[0]]
-        found["auc"] = (float(np.mean(areas)) if areas else None, f"all labels are of class {only}: it needs others")
+        if not areas:
+            found["auc"] = (None, f"all labels are of class {self.names[self.targets[0]]}: it needs others")
+            return found
+        many = (
+            f"no interval: {len(self.targets):,} labels of {self.count} classes are more than are sorted anew for one"
+        )
+        found["auc"] = (float(np.mean(areas)), "" if self._is_resampled else many)
         return found
+
+    @property
+    def _is_resampled(self) -> bool:
+        """Whether the AUC is computed for each resample."""
+        return len(self.targets) * len(self._scored) <= MOST_SCORES
 
     def table(self) -> list[dict[str, Any]]:
         """One row for each class, see `ClassScore`."""
@@ -140,7 +156,7 @@ class Decided:
         sums = _sums(np.concatenate(rows), np.concatenate(columns), self._weights_of(right), 3 * count, seen.examples)
         areas = [
             auc_statistic(self._scores_of(number), self.targets == number, seen.weights, seen.example, seen.examples)
-            for number in self._scored
+            for number in (self._scored if self._is_resampled else ())
         ]
 
         def resampled(counts: np.ndarray) -> dict[str, np.ndarray]:

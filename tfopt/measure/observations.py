@@ -45,7 +45,7 @@ def observe(task: str, targets: Any, outputs: Any, weights: Any) -> Observations
             values.dtype.kind in "biuf" or values.dtype.name == "bfloat16",
             f"{name} must be numbers, received dtype {values.dtype}",
         )
-        bad = values.size - int(np.isfinite(values.astype(np.float64, copy=False)).sum())
+        bad = values.size - int(np.isfinite(values).sum())
         require(bad == 0, f"{name} hold {bad:,} NaN or infinite values of {values.size:,}: nothing can be counted")
     if task == "multi-class":
         shape = outputs.shape[:-1]
@@ -68,8 +68,7 @@ def observe(task: str, targets: Any, outputs: Any, weights: Any) -> Observations
     each = _weights(weights, shape)
     kept = each > 0
     require(bool(kept.any()), "all weights are 0: give at least one label a weight above 0")
-    example = np.repeat(np.arange(shape[0]), max(1, kept.size // shape[0]))[kept]
-    numbers, example = np.unique(example, return_inverse=True)
+    numbers, example = np.unique(np.repeat(np.arange(shape[0]), kept.size // shape[0])[kept], return_inverse=True)
     each = each[kept]
     return Observations(
         targets=flat[kept],

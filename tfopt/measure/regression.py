@@ -7,6 +7,8 @@ from tfopt.measure.observations import Observations
 
 # Of the whole variance; what is below it in a resample is rounding.
 _NO_VARIANCE = 1e-12
+# Labels summed at once: those of pictures are many.
+_BLOCK = 1_000_000
 
 
 def values(seen: Observations) -> dict[str, tuple[float | None, str]]:
@@ -23,14 +25,13 @@ def values(seen: Observations) -> dict[str, tuple[float | None, str]]:
     mape = None if zeros else float(metrics.mean_absolute_percentage_error(*pair, sample_weight=weights))
     covariance = np.cov(*pair, aweights=seen.weights, ddof=0)
     spread = np.sqrt(covariance[0, 0] * covariance[1, 1])
+    undefined = f"{zeros:,} of {len(seen.targets):,} targets are 0, and a share of 0 is not defined"
+    same = f"the {' and the '.join(constant)} are all the same number"
     return {
         "mae": (float(metrics.mean_absolute_error(*pair, sample_weight=weights)), ""),
         "rmse": (float(metrics.root_mean_squared_error(*pair, sample_weight=weights)), ""),
-        "mape": (mape, f"{zeros:,} of {len(seen.targets):,} targets are 0, and a share of 0 is not defined"),
-        "pearson": (
-            None if constant else float(covariance[0, 1] / spread),
-            f"the {' and the '.join(constant)} are all the same number",
-        ),
+        "mape": (mape, undefined if zeros else ""),
+        "pearson": (None, same) if constant else (float(covariance[0, 1] / spread), ""),
     }
 
 
@@ -40,12 +41,16 @@ def statistic(seen: Observations) -> Statistic:
     Args:
       seen: targets and outputs as numbers.
     """
-    weights, error = seen.weights, np.abs(seen.outputs - seen.targets)
     # About their means: sums of squares of large numbers would lose the digits that count.
-    x, y = (each - np.average(each, weights=weights) for each in (seen.targets, seen.outputs))
-    share = np.divide(error, np.abs(seen.targets), out=np.full_like(error, np.nan), where=seen.targets != 0)
-    parts = (np.ones_like(x), error, error**2, share, x, y, x * x, y * y, x * y)
-    sums = np.array([np.bincount(seen.example, weights * part, seen.examples) for part in parts])
+    means = [np.average(each, weights=seen.weights) for each in (seen.targets, seen.outputs)]
+    sums = np.zeros((9, seen.examples))
+    for start in range(0, len(seen.targets), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        targets, outputs, weights = seen.targets[some], seen.outputs[some], seen.weights[some]
+        error, x, y = np.abs(outputs - targets), targets - means[0], outputs - means[1]
+        share = np.divide(error, np.abs(targets), out=np.full_like(error, np.nan), where=targets != 0)
+        parts = (np.ones_like(x), error, error**2, share, x, y, x * x, y * y, x * y)
+        sums += [np.bincount(seen.example[some], weights * part, seen.examples) for part in parts]
     least = _NO_VARIANCE * (sums[6].sum() * sums[7].sum()) / sums[0].sum() ** 2
 
     def resampled(counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -158,8 +158,8 @@ def score(
 
 
 def _score(value: float | None, reason: str, drawn: np.ndarray, seen: Observations, level: float) -> Score:
-    if value is None:
-        return Score(None, reason=reason)
+    if reason:
+        return Score(value, reason=reason)
     if seen.examples == 1:
         return Score(value, reason="one example has no spread")
     found = percentile_interval(drawn, level)
