@@ -305,7 +305,11 @@ BAD = [
     (("multi-class", LABELS[:9], LOGITS), {}, r"targets have shape \(9,\), expected \(20,\) integers"),
     (("multi-class", LABELS + 0.5, LOGITS), {}, 'targets have fractions.*take task="regression"'),
     (("multi-class", LABELS, LOGITS[:, 0]), {}, 'outputs have shape .*take task="binary"'),
-    (("multi-class", LABELS, LOGITS), {"class_names": "abc"}, "there are 3 class names .*tells 4 classes apart"),
+    (
+        ("multi-class", LABELS, LOGITS),
+        {"class_names": "abc"},
+        "there are 3 class names, the first of them a, b, c, .*tells 4 classes apart",
+    ),
     (("multi-class", LABELS[:0], LOGITS[:0]), {}, "there are no examples"),
     (("multi-class", LABELS, LOGITS * np.nan), {}, "outputs hold 80 NaN or infinite values of 80"),
     (("multi-class", LABELS, LOGITS, -np.ones(20)), {}, "weights must be finite and at least 0"),

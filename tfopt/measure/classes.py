@@ -29,8 +29,8 @@ class Decided:
         self.count = 2 if binary else seen.outputs.shape[-1]
         require(
             len(names) in (0, self.count),
-            f"there are {len(names)} class names ({', '.join(names[:5])}…), but the output tells {self.count} classes "
-            "apart: give one for each, or none",
+            f"there are {len(names)} class names, the first of them {', '.join(map(str, names[:5]))}, but the output "
+            f"tells {self.count} classes apart: give one for each, or none",
         )
         self.names = [str(each) for each in names] or [str(number) for number in range(self.count)]
         self.targets = seen.targets.astype(np.int64)
@@ -103,9 +103,7 @@ class Decided:
         if not areas:
             found["auc"] = (None, f"all labels are of class {self.names[self.targets[0]]}: it needs others")
             return found
-        many = (
-            f"no interval: {len(self.targets):,} labels of {self.count} classes are more than are sorted anew for one"
-        )
+        many = f"no interval: {len(self.targets):,} labels of {self.count} classes are more than are resampled"
         found["auc"] = (float(np.mean(areas)), "" if self._is_resampled else many)
         return found
 

@@ -139,21 +139,16 @@ class Pair:
 
 
 def run_both(
-    model: keras.Model,
-    path: str | os.PathLike[str],
-    data: Any,
-    max_examples: int = 1000,
-    split: str = "test",
-    use_xnnpack: bool = True,
+    model: keras.Model, path: str | os.PathLike[str], data: Any, limit: int, split: str = "test", xnnpack: bool = True
 ) -> Pair:
-    """Runs model and file on the same examples; arguments and errors as of `verify_tflite`."""
+    """Runs model and file on at most `limit` of the same examples; arguments and errors as of `verify_tflite`."""
     file = read_tflite(path)
     loss = model.loss if isinstance(model, keras.Model) and model.compiled else None
     model = float32_model(model)
-    examples = read_labelled(data, input_specs(model), max_examples, split, "data")
+    examples = read_labelled(data, input_specs(model), limit, split, "data")
     expected, mask = keras_outputs(model, examples.inputs)
     _check_fit(model, file, examples.inputs, expected)
-    received = run_by_name(path, examples.inputs, use_xnnpack)
+    received = run_by_name(path, examples.inputs, xnnpack)
     first = next(iter(expected))
     labels, weights = of_first(examples.labels, first), of_first(examples.weights, first)
     metric = choose_metric(of_first(loss, first), labels, expected[first])
