@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
 # TensorFlow has no public class to build a strategy on that is known to Keras as one of several workers.
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
@@ -44,6 +45,8 @@ class HorovodStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         )
         horovod = _imported()
         horovod.init()
+        if horovod.size() == 1:
+            logging.warning("Horovod has started this process alone: `horovodrun -np 2 python ...` starts two")
         tf.distribute.Strategy.__init__(self, _Extended(self, horovod))
 
 
@@ -83,8 +86,9 @@ class _Extended(CollectiveAllReduceExtended):
     def _batch_reduce_to(self, reduce_op: Any, value_destination_pairs: Sequence[Any], options: Any) -> list[Any]:
         return [self._reduce_to(reduce_op, value, where, options) for value, where in value_destination_pairs]
 
-    def _replica_ctx_all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
-        return tf.nest.map_structure(lambda each: self._reduce_to(reduce_op, each, None, options), value)
+    def _use_merge_call(self) -> bool:
+        # All sums over replicas then come by the two methods above; within XLA, TensorFlow's own would send nothing.
+        return True
 
     def _gather_to_implementation(self, value: Any, destinations: Any, axis: int, options: Any) -> tf.Tensor:
         require(axis == 0, f"Horovod gathers along the first axis, received axis={axis}")
