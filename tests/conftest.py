@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import gc
 import pathlib
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ import tensorflow as tf
 
 import tfopt
 
+# A busy machine may take long for an example.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 # Two logical CPUs let MirroredStrategy have two replicas on any machine.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2

@@ -71,6 +71,6 @@ def trained(policy: str, xla: bool, steps_per_execution: int, on: tf.distribute.
 
 
 if __name__ == "__main__":
-    workers = strategy("multi_worker")
+    workers = strategy(*sys.argv[2:] or ["multi_worker"])
     for case in json.loads(sys.argv[1]):
         sys.stdout.write(json.dumps({"case": case, "found": trained(*case, workers)}) + "\n")

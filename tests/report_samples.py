@@ -6,6 +6,7 @@ import html.parser
 
 import numpy as np
 
+from tfopt.measure import score
 from tfopt.report import (
     Report,
     StageEntry,
@@ -175,7 +176,37 @@ def large() -> Report:
     return Report("large", ENVIRONMENT, (entry,), chain)
 
 
-SAMPLES = {each.__name__: each for each in (digits, one_row, unmeasured, weird, large)}
+def classified() -> Report:
+    """A classifier of three classes with strange names, and its file, which never decides for the last."""
+    labels = np.arange(60) % 3
+    outputs = np.eye(3)[np.where(np.arange(60) < 50, labels, (labels + 1) % 3)]
+    blind = outputs * [1, 1, 0] + [0.01, 0.02, 0]
+    found = {
+        key: score("multi-class", labels, each, class_names=("cat", "dog", WEIRD), resamples=100).to_report()
+        for key, each in (("keras", outputs), ("tflite", blind))
+    }
+    return Report("classified", ENVIRONMENT, artefacts={"tflite": {"path": "model.tflite", "metrics": found}})
+
+
+def crowded() -> Report:
+    """A classifier of 100 classes, two of them without labels."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 98, 1000)
+    outputs = rng.normal(0, 1, (1000, 100))
+    outputs[np.arange(1000), labels] += 4
+    names = [f"class {number}" for number in range(100)]
+    found = score("multi-class", labels, outputs, class_names=names, resamples=20).to_report()
+    return Report("crowded", ENVIRONMENT, artefacts={"tflite": {"metrics": {"keras": found}}})
+
+
+def regressed() -> Report:
+    """A model of numbers, one of which is zero."""
+    targets = np.linspace(0, 1, 50)
+    found = score("regression", targets, targets**2, resamples=100).to_report()
+    return Report("regressed", ENVIRONMENT, artefacts={"tflite": {"metrics": {"tflite": found}}})
+
+
+SAMPLES = {each.__name__: each for each in (digits, one_row, unmeasured, weird, large, classified, crowded, regressed)}
 
 
 @functools.cache

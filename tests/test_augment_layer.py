@@ -50,7 +50,7 @@ def test_in_a_model_that_is_saved_trained_and_exported(tmp_path):
     x, y = blobs(96)
     assert np.array_equal(loaded(x), model(x))
     assert not np.array_equal(loaded(x, training=True), model(x))
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     history = model.fit(x, y, batch_size=24, epochs=3, verbose=0).history["loss"]
     assert history[-1] < history[0]
     aware = tfopt.quantize_aware(model)

@@ -124,7 +124,7 @@ def broken_links(text, folder):
 def trained(data):
     keras.utils.set_random_seed(0)
     model = small_model()
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     model.fit(data.train, epochs=3, shuffle=False, verbose=0)
     return model
 
@@ -184,7 +184,7 @@ def test_python_runs(name, trained, data, digits_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(digits_dir))
     model = small_model()
     model.set_weights(trained.get_weights())
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     names = {"model": model, "data": data, "ds": data.train}
     run_blocks((ROOT / name).read_text(encoding="utf-8"), name, names, monkeypatch)
 

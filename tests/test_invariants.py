@@ -76,8 +76,15 @@ def zoo():
     return keras.Model(inputs, layers.Dense(3)(x))
 
 
-@pytest.mark.parametrize("quantization", ["none", "float16"])
-@pytest.mark.parametrize("make", [small_model, zoo])
+@pytest.mark.parametrize(
+    ("make", "quantization"),
+    [
+        (small_model, "none"),
+        (small_model, "float16"),
+        (zoo, "float16"),
+        pytest.param(zoo, "none", marks=pytest.mark.slow),
+    ],
+)
 def test_zeros_are_found_in_the_file_wherever_the_converter_put_them(make, quantization, tmp_path):
     model = make()
     promise = with_zeros(model)

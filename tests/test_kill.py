@@ -13,6 +13,8 @@ import time
 import numpy as np
 import pytest
 
+from tests.processes import PATIENCE, wait_until
+
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ["--epochs=2", "--prune_epochs=3", "--filters=8", "--batch_size=64"]
 
@@ -26,7 +28,7 @@ def start(workdir, data_dir):
 
 def finish(workdir, data_dir):
     process = start(workdir, data_dir)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output[-3000:]
     return output
 
@@ -58,8 +60,13 @@ def undisturbed(tmp_path_factory, digits_dir):
 
 def check_kills(moments, tmp_path, digits_dir, expected):
     for index, moment in enumerate(moments):
-        workdir = tmp_path / str(index)
-        assert kill_at(workdir, digits_dir, moment), f"it had ended before {moment:.1f} s"
+        # Earlier, where the machine has become faster.
+        for attempt in range(4):
+            workdir = tmp_path / f"{index}-{attempt}"
+            killed = kill_at(workdir, digits_dir, moment / 2**attempt)
+            if killed:
+                break
+        assert killed, f"it had ended before {moment:.1f} s"
         finish(workdir, digits_dir)
         assert final_file(workdir) == expected, f"killed after {moment:.1f} s"
         left = [path.name for path in workdir.rglob("*") if ".tmp" in path.name or path.name.endswith(".partial")]
@@ -84,15 +91,17 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, digits_dir, undist
 def test_a_training_goes_on_from_its_last_finished_epoch(tmp_path, digits_dir, undisturbed):
     """Waits for the checkpoint of the first pruning epoch before it kills."""
     expected, _ = undisturbed
-    workdir = tmp_path / "run"
-    process = start(workdir, digits_dir)
-    checkpoint = workdir / "04-Prune.partial" / "checkpoint.npz"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
+    # Anew, where the stage has just ended.
+    for attempt in range(4):
+        workdir = tmp_path / str(attempt)
+        process = start(workdir, digits_dir)
+        checkpoint = workdir / "04-Prune.partial" / "checkpoint.npz"
+        wait_until(lambda: checkpoint.exists() or process.poll() is not None)  # noqa: B023
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if checkpoint.exists():
+            break
     with np.load(checkpoint) as saved:
         done = json.loads(saved["meta.json"].tobytes())["epochs_done"]
     assert done in (1, 2, 3)

@@ -47,8 +47,15 @@ def test_outputs_equal_tf_keras(make, kind, tmp_path):
     assert_same(keras.models.load_model(tmp_path / "again.keras"), reference)
 
 
-@pytest.mark.parametrize("kind", ["hdf5 in keras", "saved_model"])
-@pytest.mark.parametrize("make", [convolutions, nested_and_shared, names_with_slashes], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        # Of convolutions a file of Keras is read too.
+        pytest.param(make, kind, marks=[pytest.mark.slow] * (make is convolutions), id=f"{make.__name__}-{kind}")
+        for make in (convolutions, nested_and_shared, names_with_slashes)
+        for kind in ("hdf5 in keras", "saved_model")
+    ],
+)
 def test_other_formats(make, kind, tmp_path):
     reference = randomized(make())
     assert_same(load_model(save(reference, tmp_path, kind)), reference)
@@ -124,7 +131,7 @@ def test_configs_of_layers_stay(tmp_path):
 
 def test_trains_on(tmp_path):
     model = load_model(save(randomized(dense()), tmp_path, "keras"))
-    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
     before = model.get_weights()
     keras.utils.set_random_seed(0)
     history = model.fit(np.ones((8, 5)), np.zeros(8), epochs=20, verbose=0).history["loss"]

@@ -9,7 +9,16 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfopt.train.micro import batch_size, bounds, part_weights, split_batch, take_part
+from tfopt.train.micro import batch_size, bounds, join_parts, part_or_one, part_weights, slice_batch
+
+
+def take_part(data, parts, index):
+    return slice_batch(data, *bounds(batch_size(data), parts, index))
+
+
+def split_batch(data, parts):
+    return [take_part(data, parts, index) for index in range(parts)]
+
 
 sizes, counts = st.integers(0, 40), st.integers(1, 9)
 
@@ -110,9 +119,21 @@ def test_ragged_and_sparse_tensors_are_split_too():
     assert [int(each) for each in sizes_of(ragged, sparse)] == [5, 5]
 
 
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("known", [True, False])
+def test_parts_that_are_never_empty_are_joined_to_the_batch(size, known):
+    def through(x):
+        count = batch_size(x)
+        parts = [part_or_one({"x": x}, count, 3, index) for index in range(3)]
+        return join_parts(parts, count)["x"], [tf.shape(part["x"])[0] for part in parts]
+
+    x = tf.random.normal([size, 2])
+    joined, sizes = tf.function(through, input_signature=[tf.TensorSpec([size if known else None, 2])])(x)
+    np.testing.assert_array_equal(joined, x)
+    assert all(each >= 1 for each in sizes)
+
+
 def test_what_cannot_be_split_is_refused():
-    with pytest.raises(ValueError, match="parts must be a whole number from 1, received 0"):
-        split_batch(np.zeros(3), 0)
     with pytest.raises(ValueError, match="must have at least one tensor"):
         split_batch((None, None), 2)
     with pytest.raises(ValueError, match="must have a batch dimension first"):

@@ -13,75 +13,22 @@ import tensorflow as tf
 
 import tfopt
 from tests.conftest import blobs, quick, small_model
+from tests.pipeline_models import (
+    DEVICES,
+    assert_equal_logs,
+    assert_equal_models,
+    compile_skips,
+    fit_skips,
+    skips,
+    skips_data,
+    twins,
+)
 from tests.test_docs import run_blocks
 from tfopt.invariants import Sparsity, keeping
 from tfopt.schedules import PolynomialDecay
 from tfopt.train.pipeline_parallel import place, split_model
 
 layers = keras.layers
-DEVICES = ["CPU:0", "CPU:1"]
-
-
-def skips(**options):
-    """Two inputs, two outputs, a connection that skips a cut, an operator between layers; no batch normalization."""
-    image, extra = keras.Input((8, 8, 2), name="image"), keras.Input((3,), name="extra")
-    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="conv", **options)(image)
-    pooled = layers.GlobalAveragePooling2D(name="average")(x)
-    early = layers.Dense(1, name="early", dtype="float32")(pooled)
-    x = layers.Dense(6, activation="tanh", name="hidden", **options)(keras.ops.concatenate([pooled, extra], axis=-1))
-    x = layers.Dense(4, activation="relu", name="wide")(x * 2.0)
-    x = layers.Add(name="add")([x, pooled])
-    out = layers.Dense(3, activation="softmax", name="out", dtype="float32")(x)
-    return keras.Model({"image": image, "extra": extra}, {"early": early, "out": out}, name="skips")
-
-
-def skips_data(size=26):
-    images, labels = blobs(size)
-    rng = np.random.default_rng(1)
-    x = {"image": images, "extra": rng.normal(size=(size, 3)).astype("float32")}
-    y = {"early": rng.normal(size=(size, 1)).astype("float32"), "out": labels}
-    weight = {"early": rng.uniform(0.1, 2, size).astype("float32"), "out": rng.uniform(0.1, 2, size).astype("float32")}
-    return x, y, weight
-
-
-def twins(make):
-    first, second = make(), make()
-    for old, new in zip(first.variables, second.variables, strict=True):
-        new.assign(old)
-    return first, second
-
-
-def compile_skips(model, optimizer=None, **options):
-    model.compile(
-        optimizer or keras.optimizers.Adam(0.01, global_clipnorm=0.5),
-        loss={"early": "mse", "out": "sparse_categorical_crossentropy"},
-        loss_weights={"early": 0.3, "out": 1.0},
-        metrics={"out": ["accuracy"]},
-        weighted_metrics={"early": ["mae"]},
-        jit_compile=False,
-        **options,
-    )
-
-
-def fit_skips(model, callbacks=()):
-    """Batches of 8; the last is of 2."""
-    x, y, weight = skips_data()
-    fitted = model.fit(
-        x, y, sample_weight=weight, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=list(callbacks)
-    )
-    return fitted.history
-
-
-def assert_equal_models(expected, found, atol=1e-6):
-    for one, other in zip(expected.variables, found.variables, strict=True):
-        assert one.shape == other.shape
-        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=atol, err_msg=one.path)
-
-
-def assert_equal_logs(expected, found, atol=1e-6):
-    assert expected.keys() == found.keys()
-    for key, values in expected.items():
-        np.testing.assert_allclose(values, found[key], atol=atol, err_msg=key)
 
 
 # Equal to one device
@@ -413,109 +360,3 @@ def test_the_card_runs(data, tmp_path, monkeypatch):
     saved = keras.models.load_model("trained.keras").get_weights()
     assert all((one == other).all() for one, other in zip(saved, model.get_weights(), strict=True))
     assert not all((one == other).all() for one, other in zip(saved, before, strict=True))
-
-
-# Refused
-
-
-def subclassed():
-    class Own(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = layers.Dense(2), layers.Dense(2)
-
-        def call(self, x):
-            return self.second(self.first(x))
-
-    model = Own()
-    model(np.ones((1, 2)))
-    return model
-
-
-def shared():
-    inputs = keras.Input((4,))
-    twice = layers.Dense(4, name="twice")
-    x = layers.Dense(4, name="between")(twice(inputs))
-    return keras.Model(inputs, layers.Dense(1, name="out")(twice(x)), name="shared")
-
-
-def tied():
-    class Tied(layers.Layer):
-        def __init__(self, other, **options):
-            super().__init__(**options)
-            self.kernel = other.kernel
-
-        def call(self, x):
-            return x @ self.kernel
-
-    inputs = keras.Input((4,))
-    first = layers.Dense(4, name="first")
-    return keras.Model(inputs, Tied(first, name="tied")(first(inputs)) if first.build((None, 4)) is None else None)
-
-
-def dense(count):
-    return keras.Sequential([keras.Input((2,)), *[layers.Dense(2, name=f"d{index}") for index in range(count)]])
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "message"),
-    [
-        (subclassed, {}, "is a subclassed model .Own.: it has no graph"),
-        (lambda: keras.Sequential([layers.Dense(2)]), {}, "is not built"),
-        (shared, {"boundaries": ["between"]}, "boundary between would cut between two calls of the layer 'twice'"),
-        (lambda: dense(1), {}, "has 1 layers with weights, fewer than the 2 devices"),
-        (lambda: dense(2), {"devices": ["CPU:0"]}, "devices must be two at least, received .'CPU:0'."),
-        (lambda: dense(2), {"devices": ["CPU:0", "cpu:0"]}, "devices has CPU:0 twice"),
-        (lambda: dense(2), {"devices": ["CPU:0", "GPU:7"]}, "no device 'GPU:7'; .*CPU:0, CPU:1"),
-        (lambda: dense(2), {"boundaries": ["d0"]}, "running order, without the model's first layer"),
-        (lambda: dense(3), {"boundaries": ["d1", "d2"]}, "2 devices need 1, received 2"),
-        (lambda: dense(2), {"boundaries": ["d7"]}, "has no layer 'd7'; There are d0, d1"),
-        (lambda: dense(2), {"micro_batches": 0}, "micro_batches must be a whole number from 1, received 0"),
-        (tied, {}, "the layers 'first' and 'tied' share the variable"),
-        (small_model, {"micro_batches": 2}, "bn/moving_mean, bn/moving_variance are computed from the whole batch"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_training(make, options, message):
-    model = make()
-    with pytest.raises(ValueError, match=message):
-        with place(model, **{"devices": DEVICES, **options}):
-            pass
-
-
-def test_a_shared_layer_is_not_cut_where_the_cut_is_free():
-    # Both calls are in one part, though a cut between them would balance better.
-    first, second = split_model(shared(), DEVICES)
-    assert first.layers == ("twice", "between", "twice")
-    assert second.layers == ("out",)
-
-
-def test_strategies_keras_distributions_xla_and_saving_the_copy_are_refused(mirrored):
-    with pytest.raises(ValueError, match="a strategy exclude each other"):
-        with mirrored.scope(), place(dense(2), DEVICES):
-            pass
-    with mirrored.scope():
-        model = dense(2)
-    with pytest.raises(ValueError, match="a strategy exclude each other"):
-        with place(model, DEVICES):
-            pass
-    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]))
-    try:
-        with pytest.raises(ValueError, match="keras.distribution.DataParallel is set"):
-            with place(dense(2), DEVICES):
-                pass
-    finally:
-        keras.distribution.set_distribution(None)
-    with place(dense(2), DEVICES) as placed:
-        with pytest.raises(NotImplementedError, match="is a copy for training: save the model itself"):
-            placed.save("copy.keras")
-        with pytest.raises(ValueError, match="XLA compiles for one device"):
-            placed.compile("sgd", "mse", jit_compile=True)
-        placed.compile("sgd", "mse", jit_compile="auto")
-        assert placed.jit_compile is False
-
-
-@pytest.mark.parametrize(("devices", "boundaries"), [("CPU:0", None), (DEVICES, "d1")])
-def test_a_string_is_no_list(devices, boundaries):
-    with pytest.raises(TypeError, match="must be a list of names, received the string"):
-        with place(dense(2), devices, boundaries=boundaries):
-            pass

@@ -47,7 +47,7 @@ def run(folder, model, callbacks, strategy=None, **options):
 @pytest.mark.parametrize(
     ("steps_per_execution", "replicas", "batch", "micro_batches"),
     [
-        (1, 1, 4, 1),
+        pytest.param(1, 1, 4, 1, marks=pytest.mark.slow),
         (3, 1, 5, 2),
         # Replicas agree two executions later, of the four that an epoch has here.
         *(pytest.param(steps, 2, batch, 1, marks=pytest.mark.slow) for steps, batch in ((1, 5), (3, 2))),
@@ -76,6 +76,15 @@ def test_a_sigterm_at_the_end_of_the_last_epoch_is_heeded(tmp_path):
     with pytest.raises(Preempted):
         run(tmp_path, noisy_model(), [Terminate(2, 11)])
     assert read_checkpoint(tmp_path / "checkpoint.npz")[2] == 3
+
+
+# Replicas agree while they evaluate, and in the next execution.
+@pytest.mark.parametrize(("replicas", "epochs"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+def test_where_an_epoch_is_one_execution_a_sigterm_is_heeded_between_two(replicas, epochs, mirrored, tmp_path):
+    strategy = mirrored if replicas == 2 else tf.distribute.get_strategy()
+    with pytest.raises(Preempted):
+        run(tmp_path, noisy_model(), [Terminate(0, 11)], strategy, steps_per_execution=12)
+    assert read_checkpoint(tmp_path / "checkpoint.npz")[2] == epochs
 
 
 def test_outside_of_a_training_a_sigterm_ends_at_once():

@@ -4,7 +4,7 @@ import keras
 import pytest
 
 import tfopt
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, quick, small_model
 from tfopt.analyze.allocate import allocate
 from tfopt.channels.measured import plan_pruning
 
@@ -30,7 +30,7 @@ def test_the_stage_narrows_trains_and_exports(trained, data, tmp_path):
     assert work.report.artefacts["tflite"]["accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("iterations", quick([1, 3], 3))
 def test_iterations_end_where_one_shot_does(iterations, data, tmp_path):
     keras.utils.set_random_seed(1)
     model = keras.Sequential(

@@ -18,7 +18,9 @@ FIT = tfopt.Fit(learning_rate=3e-3)
 
 
 def fitted(model, epochs=1):
-    model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(
+        keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False
+    )
     x, y = blobs(96)
     model.fit(x, y, batch_size=24, epochs=epochs, verbose=0, shuffle=False)
     return model
@@ -115,10 +117,11 @@ SIZES = {"conv": 144, "hidden": 1536, "out": 36}
 @pytest.mark.parametrize(
     ("weight_bits", "layers", "four"),
     [
-        (8, None, []),
-        (4, None, ["conv", "hidden", "out"]),
+        # Without a choice of layers: other tests read such files too.
+        pytest.param(8, None, [], marks=pytest.mark.slow),
+        pytest.param(4, None, ["conv", "hidden", "out"], marks=pytest.mark.slow),
         (8, {"hidden": 4}, ["hidden"]),
-        (4, {"conv": 8}, ["hidden", "out"]),
+        pytest.param(4, {"conv": 8}, ["hidden", "out"], marks=pytest.mark.slow),
         (4, ["conv"], ["conv"]),
         (4, lambda layer: layer.name == "out", ["out"]),
         (8, lambda layer: 4 if isinstance(layer, keras.layers.Dense) else None, ["hidden", "out"]),
@@ -274,7 +277,7 @@ def ranges(model):
 def test_ranges_freeze(steps_per_execution, trained):
     x, y = blobs(96)
     model = tfopt.quantize_aware(trained)
-    model.compile("adam", "sparse_categorical_crossentropy", steps_per_execution=steps_per_execution)
+    model.compile("adam", "sparse_categorical_crossentropy", steps_per_execution=steps_per_execution, jit_compile=False)
     seen = []
     watch = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: seen.append(
@@ -301,7 +304,7 @@ def test_freeze_checks_the_plan(trained, aware):
 
 
 def fitted_with(model, callback, x, y):
-    model.compile("adam", "sparse_categorical_crossentropy")
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
     model.fit(x, y, batch_size=24, verbose=0, callbacks=[callback])
 
 

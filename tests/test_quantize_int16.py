@@ -51,7 +51,7 @@ def make(folder, bits):
     aware = tfopt.quantize_aware(every_part(), weight_bits=bits, activation_bits=16)
     images, labels = blobs(96)
     tfopt.calibrate(aware, images)
-    aware.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
+    aware.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy", jit_compile=False)
     aware.fit(images, labels, batch_size=24, epochs=2, verbose=0, shuffle=False)
     path = str(folder / "m.tflite")
     tfopt.export_tflite(aware, path)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import tfopt
+from tests.conftest import quick
 from tfopt.quantize.island import SCOPE, FloatIsland, float_islands
 from tfopt.tflite.export import _float_inside
 from tfopt.tflite.flatbuffer import parse_tflite, read_tflite
@@ -78,7 +79,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("case", NETWORKS)
+# One operator is less than a chain of them, and a layer that is called once less than a shared one.
+@pytest.mark.parametrize("case", quick(NETWORKS, "constants", "chain", "shared", "joined", "clipped"))
 def test_the_island_alone_is_in_float(case, tmp_path):
     middle, kinds, allowed = NETWORKS[case]
     aware, float_ops = exported(network(middle), tmp_path / "m.tflite")
@@ -104,7 +106,7 @@ def test_an_island_has_the_weights_and_trains(tmp_path):
     (island,) = (layer for layer in aware.layers if isinstance(layer, FloatIsland))
     for old, new in zip(model.get_layer("wave").get_weights(), island.get_weights(), strict=True):
         assert np.array_equal(old, new)
-    aware.compile("sgd", "mse")
+    aware.compile("sgd", "mse", jit_compile=False)
     before = [weight.copy() for weight in island.get_weights()]
     aware.fit(images(), np.ones((24, 3)), epochs=1, verbose=0)
     # The kernel, and the statistics of the normalization inside, which follow the data in training only.

@@ -88,7 +88,7 @@ def leading_augmentation():
 @pytest.mark.parametrize(
     "make",
     [
-        nested,
+        pytest.param(nested, marks=pytest.mark.slow),
         nested_and_shared,
         shared_layers,
         dictionaries,

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ import tfopt
 from tests.conftest import blobs, small_model
 from tests.replica_cases import CASES, POLICIES, examples, model, trained
 from tfopt.train.replicas import on_strategy
+from tfopt.workers.supervise import local_workers
 
 # In float32 only the order of sums differs. In 16 bits each replica rounds the gradients over its half of a batch, by
 # 2^-11 (float16) or 2^-8 (bfloat16) of their size; these are about ten such roundings, of the fourteen steps.
@@ -40,14 +40,9 @@ def assert_equal(found, alone, policy):
 
 def in_processes(script, arguments, count=2, seconds=400):
     """What each of several workers prints, of a script that makes the strategy multi_worker."""
-    with_ports = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    addresses = [f"localhost:{each.getsockname()[1]}" for each in with_ports]
-    for each in with_ports:
-        each.close()
     processes = []
-    for index in range(count):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        environ = {**os.environ, "TF_CONFIG": json.dumps(task), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    for workers in local_workers(count):
+        environ = {**os.environ, "TF_CONFIG": workers.config(), "TF_CPP_MIN_LOG_LEVEL": "3"}
         command = [sys.executable, "-m", script, *arguments]
         processes.append(
             subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -259,3 +254,58 @@ def test_stages_train_as_on_one_device(stages, key, mirrored, trained, data, tmp
         assert found["two"][0][series] == pytest.approx(values, rel=1e-3, abs=1e-5), series
     for ours, theirs in zip(found["two"][1], found["one"][1], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=2e-3)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Idle(keras.layers.Layer):
+    """Has a weight that it does not use."""
+
+    supports_masking = True
+
+    def build(self, shape):
+        self.add_weight(name="idle")
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_micro_batches_keep_masks_and_take_what_has_no_gradient(mirrored, jit_compile):
+    layers = keras.layers
+    inputs = keras.Input((5,), dtype="int32")
+    x = Idle()(layers.Embedding(7, 4, mask_zero=True)(inputs))
+    subject = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+    rng = np.random.default_rng(0)
+    words, labels = rng.integers(1, 7, (14, 5)), rng.integers(0, 3, (14, 5))
+    words[:, 3:] = 0
+    batches = tf.data.Dataset.from_tensor_slices((words, labels)).batch(7)
+    found = []
+    for micro_batches, strategy in ((1, tf.distribute.get_strategy()), (3, mirrored)):
+        with on_strategy(subject, strategy, micro_batches) as copy:
+            # Standing still, so that each step sees the same weights.
+            options = {"metrics": ["accuracy"], "jit_compile": jit_compile and strategy is mirrored}
+            copy.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", **options)
+            found.append(copy.fit(batches, verbose=0, shuffle=False).history["accuracy"])
+    assert found[0] == pytest.approx(found[1])
+
+
+@pytest.mark.parametrize(("asked", "tuned"), [(None, False), (True, True)])
+def test_iterators_on_a_strategy_have_no_thread_that_tunes_them_unless_asked(mirrored, asked, tuned, monkeypatch):
+    options = tf.data.Options()
+    if asked is not None:
+        options.autotune.enabled = asked
+    batches = tf.data.Dataset.from_tensors((np.ones((4, 3)), np.ones((4, 1)))).with_options(options)
+    seen, share = [], mirrored.experimental_distribute_dataset
+    # What TensorFlow is handed at last.
+    monkeypatch.setattr(
+        mirrored,
+        "experimental_distribute_dataset",
+        lambda data, *rest: seen.append(data.options()) or share(data, *rest),
+    )
+    with on_strategy(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]), mirrored) as copy:
+        copy.compile("sgd", "mse", jit_compile=False)
+        copy.fit(batches, shuffle=False, verbose=0)
+    assert [each.autotune.enabled for each in seen] == [tuned]
+    shards = {each.experimental_distribute.auto_shard_policy for each in seen}
+    assert shards == {tf.data.experimental.AutoShardPolicy.DATA}

@@ -85,7 +85,17 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "drawn"), [("digits", 4), ("one_row", 3), ("unmeasured", 0), ("weird", 4), ("large", 4)]
+    ("name", "drawn"),
+    [
+        ("digits", 4),
+        ("one_row", 3),
+        ("unmeasured", 0),
+        ("weird", 4),
+        ("large", 4),
+        ("classified", 2),
+        ("crowded", 1),
+        ("regressed", 0),
+    ],
 )
 def test_page_draws_what_was_measured(name, drawn):
     assert Page(html_of(name)).tags.count("svg") == drawn

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
+from tests.processes import free_ports, wait_until
 from tfopt import augment
 from tfopt.data.pipeline import Pipeline
 from tfopt.data.service import _replace_the_dead, _Worker, local_service, worker_processes
@@ -63,10 +63,9 @@ def test_each_element_once_an_epoch_as_without_a_service(address):
         # Batches come in another order, and are the same.
         assert sorted(bits(stream)) == sorted(bits(data.training_batches(number)))
     wanted = labels(data.training_batches(0))
-    train = remote.train
-    one, other = bits(train), bits(train)
-    assert sorted(one) != sorted(other)
-    assert labels(train) == wanted
+    one, other = list(remote.train), list(remote.train)
+    assert sorted(bits(one)) != sorted(bits(other))
+    assert labels(one) == labels(other) == wanted
     assert bits(remote.test) == bits(data.test)
 
 
@@ -91,7 +90,7 @@ def test_a_model_trains(address):
     data = served(pictures(transform=lambda x, y: (tf.cast(x, tf.float32) / 255, y % 3)), address)
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("sgd", loss)
+    model.compile("sgd", loss, jit_compile=False)
     history = model.fit(data.train, epochs=2, shuffle=False, verbose=0)
     assert int(model.optimizer.iterations) == 2 * data.steps_per_epoch
     assert np.isfinite(history.history["loss"]).all()
@@ -140,9 +139,7 @@ def test_a_worker_that_dies_as_it_starts_is_started_less_often(caplog):
     guard = threading.Thread(target=_replace_the_dead, args=([worker], over))
     guard.start()
     try:
-        deadline = time.monotonic() + 30
-        while worker.starts < 4 and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: worker.starts == 4)
         # At once three times; the next would be eight seconds after the third.
         time.sleep(1.5)
         assert worker.starts == 4
@@ -170,10 +167,7 @@ class Host:
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()
-        deadline = time.monotonic() + 30
-        while os.path.exists(f"/proc/{self.worker}"):
-            assert time.monotonic() < deadline, "the worker outlives who started it"
-            time.sleep(0.1)
+        wait_until(lambda: not os.path.exists(f"/proc/{self.worker}"))
 
     def restart(self):
         self.kill()
@@ -184,7 +178,7 @@ class Host:
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_host_is_killed_and_started_again(place, tmp_path):
     """Two commands, as on two hosts; one is killed in mid-epoch, the first with the dispatcher, the second without."""
-    port, *own = (free_port() for _ in range(3))
+    port, *own = free_ports(3)
     hosts = [Host(f"--port={port}", f"--worker_port={own[0]}", f"--folder={tmp_path}")]
     try:
         hosts.append(Host(f"--dispatcher=localhost:{port}", f"--worker_port={own[1]}"))
@@ -198,19 +192,13 @@ def test_a_host_is_killed_and_started_again(place, tmp_path):
             each.kill()
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
 def test_an_address_where_nothing_answers():
-    port, started = free_port(), time.monotonic()
+    (port,), started = free_ports(1), time.monotonic()
     with pytest.raises(
         ConnectionError, match=rf"no tf.data service answers at grpc://localhost:{port} .*start one with"
     ):
         served(pictures(), f"grpc://localhost:{port}")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     with pytest.raises(ValueError, match="must be such as 'grpc://localhost:5050', received 'somewhere'"):
         served(pictures(), "somewhere")
 

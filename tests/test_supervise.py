@@ -1,11 +1,12 @@
 """Real processes, really killed: all start again, errors are told, and nothing stays behind."""
 
+import contextlib
 import io
 import json
 import os
-import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,11 +16,10 @@ import time
 import pytest
 
 import tfopt
-from tfopt.workers.addresses import Workers
-from tfopt.workers.start import Start
+from tests.processes import PATIENCE, end_of, left_behind, marked, parent, wait_until
+from tfopt.workers.addresses import Workers, split_address
 from tfopt.workers.supervise import LOST_PEER, PREEMPTED, local_workers, supervise
 
-ROOT = pathlib.Path(__file__).parent.parent
 # What a worker can use: its index, how often it was started (a file in the folder that is the argument), a note.
 WORKER = """
 import json, os, pathlib, signal, subprocess, sys, time
@@ -27,7 +27,10 @@ index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 folder = pathlib.Path(sys.argv[1])
 with open(folder / f"starts{index}", "a") as file:
     file.write(f"{os.getpid()} {os.environ['TF_CONFIG']}\\n")
-starts = len((folder / f"starts{index}").read_text().splitlines())
+def starts_of(index):
+    path = folder / f"starts{index}"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+starts = starts_of(index)
 def wait_for(name):
     while not (folder / name).exists():
         time.sleep(0.01)
@@ -42,7 +45,17 @@ def run(source, folder, workers=2, **options):
     """Exit code, standard output and standard error of a supervised run."""
     out, err = io.StringIO(), io.StringIO()
     options = {"grace": 5.0, "output": (out, err), **options}
-    code = supervise(command(source, folder), lambda: local_workers(workers), **options)
+    with contextlib.ExitStack() as held:
+
+        def team():
+            made = local_workers(workers)
+            for each in made:
+                # A later start shall not be given the same port by chance; where another program has it, it is not.
+                with contextlib.suppress(OSError):
+                    held.enter_context(socket.create_server(("", split_address(each.address)[1])))
+            return made
+
+        code = supervise(command(source, folder), team, **options)
     return code, out.getvalue(), err.getvalue()
 
 
@@ -51,30 +64,6 @@ def starts(folder, index=0):
     path = folder / f"starts{index}"
     lines = path.read_text().splitlines() if path.exists() else []
     return [(int(pid), json.loads(text)) for pid, text in (line.split(" ", 1) for line in lines)]
-
-
-def left_behind(folder):
-    """The processes that have the folder in their command."""
-    found = []
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if str(folder).encode() in words and int(process.name) != os.getpid():
-            found.append(words.replace(b"\0", b" ").decode())
-    return found
-
-
-def parent(pid):
-    return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +113,7 @@ def test_all_start_again_at_new_ports_when_any_is_killed(victim, tmp_path):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    code, out, err = run("if starts == 1: time.sleep(60)\nprint('second')", tmp_path, 3)
+    code, out, err = run("if starts == 1: time.sleep(1000)\nprint('second')", tmp_path, 3)
     killer.join()
     assert code == 0
     assert sorted(out.splitlines()) == [f"[worker {index}] second" for index in range(3)]
@@ -145,7 +134,7 @@ def test_the_guard_of_a_worker_may_be_killed_too(tmp_path):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    code, _, err = run("if starts == 1: time.sleep(60)", tmp_path, 1)
+    code, _, err = run("if starts == 1: time.sleep(1000)", tmp_path, 1)
     killer.join()
     assert code == 0
     assert "worker 0" in err
@@ -155,9 +144,12 @@ def test_the_guard_of_a_worker_may_be_killed_too(tmp_path):
 def test_restarts_are_bounded_and_the_error_names_the_worker(tmp_path):
     source = """
     if index == 1:
+        # Not before the other one has begun, which it would end.
+        while starts_of(0) < starts:
+            time.sleep(0.01)
         print("line one\\nthe disk is full", file=sys.stderr)
         os._exit(3)
-    time.sleep(60)
+    time.sleep(1000)
     """
     code, _, err = run(source, tmp_path, restarts=2)
     assert code == 1
@@ -186,7 +178,7 @@ def test_errors_that_were_told_are_not_tried_again(code, who, tmp_path):
     if {who}:
         print("error: there is no such folder", file=sys.stderr)
         sys.exit({code})
-    time.sleep(60)
+    time.sleep(1000)
     """
     got, _, err = run(source, tmp_path)
     assert got == code
@@ -195,8 +187,9 @@ def test_errors_that_were_told_are_not_tried_again(code, who, tmp_path):
     assert f"ended with exit code {code}: an error that another start would not mend" in err
 
 
-def test_who_lost_another_worker_is_not_the_cause(tmp_path):
+def test_who_lost_another_worker_is_not_the_cause(tmp_path, monkeypatch):
     """It may be seen first, and an error that was told behind it is final."""
+    monkeypatch.setattr("tfopt.workers.supervise._SECONDS_TO_SETTLE", float(PATIENCE))
     source = f"""
     if index == 0:
         sys.exit({LOST_PEER})
@@ -224,11 +217,11 @@ def test_preempted_workers_start_again_and_it_does_not_count(tmp_path):
     """All save and end by themselves, one after the other; none is killed over it."""
     source = f"""
     if starts < 3:
-        time.sleep(index)
+        time.sleep(0.5 * index)
         (folder / f"saved{{index}}{{starts}}").touch()
         sys.exit({PREEMPTED})
     """
-    code, _, err = run(source, tmp_path, restarts=0)
+    code, _, err = run(source, tmp_path, restarts=0, grace=PATIENCE)
     assert code == 0
     assert len(list(tmp_path.glob("saved*"))) == 4
     assert err.count("saved its state after a SIGTERM and ended") == err.count("(not counted)") == 2
@@ -253,7 +246,7 @@ def test_sigterm_comes_before_sigkill(tmp_path):
         time.sleep(0.01)
     """
     started = time.monotonic()
-    code, _, err = run(source, tmp_path, 3, restarts=0, grace=1.0)
+    code, _, err = run(source, tmp_path, 3, restarts=0, grace=3.0)
     assert code == 1
     assert time.monotonic() - started > 1
     assert (tmp_path / "asked").exists()
@@ -267,18 +260,6 @@ for words in (["sleep", "1000"], ["setsid", "sleep", "1000"], ["sh", "-c", "sets
     subprocess.Popen([*words, ], env={"MARK": str(folder)})
 subprocess.run(["sh", "-c", "setsid sleep 1000 > /dev/null 2>&1 &"], env={"MARK": str(folder)})
 """
-
-
-def marked(folder):
-    """The processes that have the folder in their environment."""
-    found = []
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
-        try:
-            if f"MARK={folder}\0".encode() in (process / "environ").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.parametrize("end", ["sys.exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
@@ -311,11 +292,6 @@ def supervisor(source, folder, grace=5.0):
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: all((folder / f"ready{index}").exists() for index in range(2)))
     return process
-
-
-def end_of(process):
-    out, err = process.communicate(timeout=100)
-    return process.returncode, out, err
 
 
 IGNORES = """
@@ -354,9 +330,9 @@ def test_a_signal_to_the_supervisor_lets_the_workers_save(number, tmp_path):
         sys.exit({PREEMPTED})
     signal.signal(signal.SIGTERM, save)
     (folder / f"ready{{index}}").touch()
-    time.sleep(60)
+    time.sleep(1000)
     """
-    process = supervisor(source, tmp_path)
+    process = supervisor(source, tmp_path, grace=PATIENCE)
     process.send_signal(number)
     code, _, err = end_of(process)
     assert code == PREEMPTED
@@ -372,8 +348,15 @@ def test_workers_that_ignore_a_sigterm_are_killed_in_the_end(tmp_path):
 
 
 def test_a_second_signal_does_not_wait(tmp_path):
-    process = supervisor(IGNORES, tmp_path, grace=1000)
+    source = """
+    signal.signal(signal.SIGTERM, lambda *_: (folder / f"asked{index}").touch())
+    (folder / f"ready{index}").touch()
+    while True:
+        time.sleep(0.01)
+    """
+    process = supervisor(source, tmp_path, grace=1000)
     process.send_signal(signal.SIGINT)
+    wait_until(lambda: all((tmp_path / f"asked{index}").exists() for index in range(2)))
     time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -391,7 +374,7 @@ def test_a_reader_that_goes_ends_the_run(tmp_path):
     process = supervisor(source, tmp_path)
     process.stdout.close()
     with process.stderr:
-        assert process.wait(30) == PREEMPTED
+        assert process.wait(PATIENCE) == PREEMPTED
 
 
 def test_bad_arguments():
@@ -405,141 +388,3 @@ def test_bad_arguments():
         supervise(["true"], [])
     with pytest.raises(ValueError, match="local_workers must be a whole number from 1, received 0"):
         local_workers(0)
-
-
-# The flags of recipes
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"strategy": "mirored"}, "--strategy=mirored does not exist: did you mean mirrored?"),
-        ({"restarts": -1}, "--restarts must be at least 0"),
-        ({"local_workers": 0}, "--local_workers must be at least 1, received 0"),
-        ({"local_workers": 2, "workers": "a:1,b:1"}, "give one of them"),
-        ({"strategy": "mirrored", "workers": "a:1,b:1"}, "--workers goes with --strategy=multi_worker, received"),
-        ({"strategy": "one_device", "local_workers": 2}, "--local_workers goes with --strategy=multi_worker"),
-        ({"worker_index": 0}, "--worker_index=0 says which one of --workers this host is, and there are none"),
-        ({"workers": "a:1,b:1", "worker_index": 2}, "from 0 to 1"),
-        ({"workers": "a:1,a:1"}, "the workers 0 and 1 have the same address a:1"),
-        ({"workers": "a:1,b"}, "must be host:port"),
-    ],
-)
-def test_flags_that_contradict_each_other(flags, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Start(**flags)
-
-
-def test_who_is_started_where():
-    config = Workers(("a:1", "b:1"), 1)
-    environ = {"TF_CONFIG": config.config()}
-    child = {**environ, "TFOPT_SUPERVISED": "1"}
-    assert Start().team({}) is None
-    assert Start().own({}) is None
-    assert [each.index for each in Start(local_workers=3).team({})()] == [0, 1, 2]
-    assert Start(workers="a:1,b:1", worker_index=1).team({}) == [config]
-    # The child has the same flags, and works itself.
-    for flags in ({"local_workers": 2}, {"workers": "a:1,b:1"}):
-        assert Start(**flags).team(child) is None
-        assert Start(**flags).own(child) == config
-    # Who sets TF_CONFIG looks after the process.
-    assert Start().team(environ) is None
-    assert Start().own(environ) == config
-    slurm = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "0"}
-    assert Start().team(slurm) == [Workers(("n1:10000", "n2:10000"), 1)]
-    for strategy in ("one_device", "mirrored", "tpu", "horovod"):
-        assert Start(strategy).team(environ) is Start(strategy).own(environ) is None
-    with pytest.raises(ValueError, match="--strategy=multi_worker needs workers: --local_workers=2"):
-        Start("multi_worker").team({})
-    with pytest.raises(ValueError, match="TF_CONFIG names others: unset it"):
-        Start(local_workers=2).team(environ)
-    with pytest.raises(ValueError, match="TF_CONFIG is not JSON"):
-        Start().team({"TF_CONFIG": "{"})
-
-
-COMMAND = f"""
-import sys, types
-sys.modules["tfopt"] = types.ModuleType("tfopt")
-sys.modules["tfopt"].__path__ = {[*tfopt.__path__]}
-from tfopt.workers.start import own_command
-print(own_command(), own_command(["program", "--b"]))
-"""
-
-
-@pytest.mark.slow
-def test_the_own_command_starts_the_same_again(tmp_path):
-    (tmp_path / "tool.py").write_text(COMMAND)
-    for words in (["-X", "faulthandler", "tool.py"], ["-Bm", "tool"]):
-        done = subprocess.run([sys.executable, *words, "--a", "1"], cwd=tmp_path, capture_output=True, text=True)
-        own = [sys.executable, *words, "--a", "1"], [sys.executable, *words, "--b"]
-        assert done.stdout == f"{own[0]} {own[1]}\n", done.stderr
-    done = subprocess.run([sys.executable, "-c", COMMAND], capture_output=True, text=True)
-    assert "this program is in no file: write it to one" in done.stderr
-
-
-RECIPE = '''"""Shows what a worker is told."""
-
-import os
-import time
-
-import tfopt
-
-
-def stages(epochs: int = 1, end: str = ""):
-    if end == "error":
-        if '"index": 0' in os.environ["TF_CONFIG"]:
-            time.sleep(100)
-        raise ValueError("no such epochs")
-    print("works", os.environ["TF_CONFIG"])
-    raise SystemExit(0)
-
-
-if __name__ == "__main__":
-    tfopt.run_recipe(stages)
-'''
-
-
-def recipe(folder, *flags):
-    (folder / "shows.py").write_text(RECIPE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.Popen(
-        [sys.executable, "shows.py", *flags, f"--workdir={folder / 'run'}"],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.slow
-def test_a_recipe_on_local_workers(tmp_path):
-    code, out, err = end_of(recipe(tmp_path, "--local_workers=2", "--epochs=2"))
-    assert code == 0, err
-    found = dict(re.findall(r"\[worker (\d)\] works (.*)", out))
-    assert {key: json.loads(text)["task"]["index"] for key, text in found.items()} == {"0": 0, "1": 1}
-
-
-@pytest.mark.slow
-def test_an_error_of_one_worker_ends_the_recipe(tmp_path):
-    """The other one waits for it, deep in its work."""
-    code, out, err = end_of(recipe(tmp_path, "--local_workers=2", "--end=error"))
-    assert code == 1
-    assert "works" not in out
-    assert "[worker 1] error: no such epochs\n" in err
-    assert re.search(r"\[supervisor\] worker \d \(localhost:\d+\) ended with exit code 1: an error that", err)
-    assert "started again" not in err
-
-
-@pytest.mark.slow
-def test_hosts_with_other_flags_refuse_to_start(tmp_path):
-    addresses = ",".join(local_workers(2)[0].addresses)
-    both = [
-        recipe(tmp_path, f"--workers={addresses}", f"--worker_index={index}", f"--epochs={index}") for index in range(2)
-    ]
-    for process in both:
-        code, out, err = end_of(process)
-        assert code == 1
-        assert "works" not in out
-        assert "error: the workers do not run the same: --epochs is 0 on worker 0" in err
-        assert "and 1 on worker 1" in err

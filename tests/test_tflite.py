@@ -23,8 +23,15 @@ def exported(tmp_path_factory):
     return exporter(tmp_path_factory.mktemp("exported"))
 
 
-@pytest.mark.parametrize("quantization", ALL)
-@pytest.mark.parametrize("build", [conv_net, depthwise_net, dense_net])
+@pytest.mark.parametrize(
+    ("build", "quantization"),
+    [
+        # Depthwise convolutions in one mode; the other networks have each mode.
+        pytest.param(build, mode, marks=[pytest.mark.slow] * (build is depthwise_net and mode != "int8"))
+        for build in (conv_net, depthwise_net, dense_net)
+        for mode in ALL
+    ],
+)
 def test_every_mode_computes_what_keras_computes(build, quantization, exported):
     model, x, measured = exported(build, quantization)
     expected, received = np.asarray(model(x)), predict_tflite(measured.path, x)

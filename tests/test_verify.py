@@ -96,15 +96,22 @@ def test_layers_are_found_in_order_with_what_is_fused_into_them(files):
     assert fused["branch"] == []
 
 
-@pytest.mark.parametrize("mode", MODES)
+CORRUPTED = {
+    "stem": "stem_relu",
+    "stem_norm": "stem_relu",
+    "branch": "branch",
+    "branch_1": "branch_1",
+    "probabilities": "probabilities",
+}
+
+
 @pytest.mark.parametrize(
-    ("corrupted", "expected"),
+    ("mode", "corrupted", "expected"),
     [
-        ("stem", "stem_relu"),
-        ("stem_norm", "stem_relu"),
-        ("branch", "branch"),
-        ("branch_1", "branch_1"),
-        ("probabilities", "probabilities"),
+        # Each layer and each mode once.
+        pytest.param(mode, *names, marks=[pytest.mark.slow] * (mode != "int8" and names[0] != "stem"))
+        for mode in MODES
+        for names in CORRUPTED.items()
     ],
 )
 def test_a_corrupted_layer_is_found(files, mode, corrupted, expected):

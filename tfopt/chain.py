@@ -15,8 +15,8 @@ def run(stages: Sequence[Stage], work: Work, recipe: str = "") -> Work:
     """Does the stages in order and returns the work after the last one.
 
     The whole list is validated first. Each finished stage is kept in the workdir; the same call with the same
-    workdir goes on after the last of them, a training stage after its last finished epoch, and ends with the same
-    result. The report is written to the workdir after every stage.
+    workdir goes on after the last of them, a training stage after its last checkpoint (each epoch's end, within an
+    epoch each ten minutes), and ends with the same result. The report is written to the workdir after every stage.
 
     Args:
       stages: the stages in order, at least one.

@@ -27,13 +27,6 @@ _DEFINE: Mapping[type, Callable[..., Any]] = {
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
 }
-_START: Mapping[str, tuple[type, Any, str]] = {
-    "strategy": (str, "auto", "auto, one_device, mirrored, multi_worker, tpu or horovod."),
-    "workers": (str, None, "host:port of every worker, separated by commas; the same command runs on each host."),
-    "worker_index": (int, None, "Which of --workers this host is, from 0; found by its name where not given."),
-    "local_workers": (int, None, "Workers to start on this host."),
-    "restarts": (int, 3, "How often all workers are started again when one dies."),
-}
 # What a worker sees of the death of another one.
 _LOSSES = (
     tf.errors.UnavailableError,
@@ -71,7 +64,7 @@ def run_recipe(stages: Stages, argv: Sequence[str] | None = None) -> None:
         rest = values(arguments)
         if rest[1:]:
             raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}; flags are written --name=value")
-        start = Start(**{key: values[key].value for key in _START})
+        start = Start(**{key: values[key].value for key in inspect.signature(Start).parameters})
     except (flags.Error, ValueError) as error:
         # absl's own message for an unknown flag names the nearest ones.
         print(f"{error}\n(--help lists the flags)", file=sys.stderr)  # noqa: T201
@@ -108,7 +101,7 @@ def _run(stages: Stages, name: str, values: flags.FlagValues, start: Start, argv
             raise
         print(f"another worker was lost: {error}", file=sys.stderr)  # noqa: T201
         return LOST_PEER
-    if workers is None or workers.chief:
+    if work.peers.is_chief:
         print_summary(work.report, folder=work.workdir)
     return 0
 
@@ -119,12 +112,25 @@ def recipe_name(stages: Stages) -> str:
 
 
 def _define_flags(stages: Stages, values: flags.FlagValues, name: str) -> None:
-    helps = _argument_docs(stages)
-    types_by_name = typing.get_type_hints(stages)
-    taken = [key for key in _START if key in inspect.signature(stages).parameters]
+    taken = [key for key in inspect.signature(Start).parameters if key in inspect.signature(stages).parameters]
     if taken:
         raise TypeError(f"{name}: the flag --{taken[0]} means the same in every recipe: rename the parameter")
-    for parameter in inspect.signature(stages).parameters.values():
+    _add_flags(stages, values, name)
+    _add_flags(Start, values, name)
+    for key, default, text in (
+        ("workdir", f"runs/{name}", "Folder for results; a run that was stopped continues there."),
+        ("seed", 0, "All randomness follows from it."),
+        ("traceback", False, "Show the whole traceback of an error."),
+    ):
+        if key not in values:
+            _DEFINE[type(default)](key, default, text, flag_values=values)
+
+
+def _add_flags(function: Callable[..., Any], values: flags.FlagValues, name: str) -> None:
+    """A flag for each parameter of a function or a dataclass."""
+    helps = _argument_docs(function)
+    types_by_name = typing.get_type_hints(function)
+    for parameter in inspect.signature(function).parameters.values():
         if parameter.default is parameter.empty:
             raise TypeError(f"{name}: the parameter {parameter.name!r} of stages(...) needs a default")
         kind = _plain_type(types_by_name.get(parameter.name, type(parameter.default)))
@@ -135,15 +141,6 @@ def _define_flags(stages: Stages, values: flags.FlagValues, name: str) -> None:
             )
         text = helps.get(parameter.name, "")
         _DEFINE[kind](parameter.name, parameter.default, text, flag_values=values)
-    shared = {
-        "workdir": (str, f"runs/{name}", "Folder for results; a run that was stopped continues there."),
-        "seed": (int, 0, "All randomness follows from it."),
-        **_START,
-        "traceback": (bool, False, "Show the whole traceback of an error."),
-    }
-    for key, (kind, default, text) in shared.items():
-        if key not in values:
-            _DEFINE[kind](key, default, text, flag_values=values)
 
 
 def _plain_type(hint: Any) -> Any:
@@ -154,10 +151,10 @@ def _plain_type(hint: Any) -> Any:
     return hint
 
 
-def _argument_docs(stages: Stages) -> dict[str, str]:
+def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
     """The "Args:" part of a docstring, by argument."""
     docs: dict[str, str] = {}
-    lines = inspect.cleandoc(stages.__doc__ or "").partition("Args:\n")[2].splitlines()
+    lines = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")[2].splitlines()
     name = ""
     for line in lines:
         if not line.startswith("  "):

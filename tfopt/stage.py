@@ -161,14 +161,14 @@ class Stage(Config):
     def __call__(self, work: Work) -> Work:
         """Does the stage, checks every promise on its result, writes it, and returns the work read back."""
         work = adopt(work.with_workdir())
-        self.validate(work)
+        expected = self.validate(work)
         folder, started = self.folder(work), time.perf_counter()
         keras.utils.set_random_seed(work.seed * 1000 + work.finished)
         before = work
         # A model of its own: the stage may train it in place, and the caller's work must stay as it is.
         work = with_fresh_model(work)
         if not work.peers.is_chief:
-            return self._follow(before, work)
+            return self._follow(work, folder, expected)
         with atomic_path(folder) as temporary, stage_bar(folder.name):
             temporary.mkdir()
             # Before `apply`, which may train this very model.
@@ -196,13 +196,13 @@ class Stage(Config):
         work.peers.wait()
         return read_stage(folder, after.replace(model=before.model))
 
-    def _follow(self, before: Work, work: Work) -> Work:
+    def _follow(self, work: Work, folder: pathlib.Path, expected: Work) -> Work:
         """Takes part in the chief's training, and reads what the chief has written."""
         if self.trains:
-            with tempfile.TemporaryDirectory() as folder:
-                self.apply(work, pathlib.Path(folder))
+            with tempfile.TemporaryDirectory() as own:
+                self.apply(work, pathlib.Path(own))
         work.peers.wait()
-        return read_stage(self.folder(before), self.validate(before))
+        return read_stage(folder, expected)
 
 
 def _metrics_before(work: Work) -> dict[str, float]:

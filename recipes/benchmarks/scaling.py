@@ -12,7 +12,6 @@ Linux only.
 import json
 import math
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -45,6 +44,8 @@ from tfopt.train.communication import (
 from tfopt.train.models import ds_cnn
 from tfopt.train.replicas import on_strategy
 from tfopt.train.task import build_state
+from tfopt.workers.addresses import find_workers
+from tfopt.workers.supervise import local_workers
 
 _COUNTS = flags.DEFINE_list("counts", ["1", "2", "4"], "How many workers: 1, and others in rising order.")
 _BATCH = flags.DEFINE_integer("global_batch", 512, "Examples a step of all workers, a multiple of their numbers.")
@@ -66,7 +67,9 @@ _MOST_SECONDS = 600
 
 def work() -> None:
     """Trains, and prints its times at each line that it reads; ends with its input."""
-    count, index = _place()
+    workers = find_workers()
+    assert workers is not None
+    count, index = len(workers.addresses), workers.index
     cores = sorted(os.sched_getaffinity(0))
     # Before TensorFlow counts them for its threads.
     os.sched_setaffinity(0, {cores[index % len(cores)]})
@@ -93,7 +96,7 @@ def steps(copy: keras.Model, on: tf.distribute.Strategy, batch: int) -> Callable
     share, rng = batch // on.num_replicas_in_sync, np.random.default_rng(0)
     arrays = rng.random((share, 32, 32, 3), "float32"), rng.integers(0, CLASSES, share)
     # The same share, again and again: what it costs to read is not the question here. And of one iterator, for which
-    # `fit` cannot be asked: on this strategy TensorFlow now and then takes up to a minute to delete one.
+    # `fit` cannot be asked: TensorFlow now and then waits for its autotuning, up to a minute, before it deletes one.
     endless = tf.data.Dataset.from_tensors(arrays).repeat()
     batches = iter(on.distribute_datasets_from_function(lambda context: endless))
     build_state(copy, endless)
@@ -154,12 +157,6 @@ def time_call(function: Any) -> float:
     return (time.perf_counter() - started) / _REPEATS
 
 
-def _place() -> tuple[int, int]:
-    """(how many workers, which of them this is)."""
-    config = json.loads(os.environ["TF_CONFIG"])
-    return len(config["cluster"]["worker"]), config["task"]["index"]
-
-
 def _share() -> int:
     """Examples of each of the most workers."""
     return int(_BATCH.value) // max(map(int, _COUNTS.value))
@@ -168,23 +165,18 @@ def _share() -> int:
 # What starts the workers
 
 
-class Workers:
+class Team:
     """Processes that train together whenever it is their turn, for as long as the block lasts."""
 
     def __init__(self, count: int) -> None:
         self.count, self.processes, self.errors = count, [], []  # type: int, list[Any], list[Any]
 
-    def __enter__(self) -> "Workers":
-        ports = [socket.create_server(("localhost", 0)) for _ in range(self.count)]
-        addresses = [f"localhost:{each.getsockname()[1]}" for each in ports]
-        for each in ports:
-            each.close()
+    def __enter__(self) -> "Team":
         values = {"counts": ",".join(_COUNTS.value), "global_batch": _BATCH.value, "width": _WIDTH.value}
         given = [f"--{name}={value}" for name, value in {**values, "steps": STEPS.value}.items()]
         command = [sys.executable, "-m", "recipes.benchmarks.scaling", "--is_worker", *given]
-        for index in range(self.count):
-            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            environ = {**os.environ, "TF_CONFIG": json.dumps(task), "TF_CPP_MIN_LOG_LEVEL": "2"}
+        for workers in local_workers(self.count):
+            environ = {**os.environ, "TF_CONFIG": workers.config(), "TF_CPP_MIN_LOG_LEVEL": "2"}
             # A file, since nobody reads along, and a pipe would be full one day.
             self.errors.append(tempfile.TemporaryFile())
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors[-1]}
@@ -223,9 +215,9 @@ class Workers:
 
 def measure(counts: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
     """The turns of each number of workers, one after the other in each round."""
-    teams = {count: Workers(count) for count in counts}
+    teams = {count: Team(count) for count in counts}
     turns: dict[int, list[dict[str, Any]]] = {count: [] for count in counts}
-    started: list[Workers] = []
+    started: list[Team] = []
     try:
         for team in teams.values():
             started.append(team.__enter__())

@@ -6,7 +6,8 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tfopt.report import plots, units, words
+from tfopt.report import plots, scores, units, words
+from tfopt.report.confusion import confusion_matrix
 from tfopt.report.markup import Markup, element, join, table
 from tfopt.report.report import Report, StageEntry
 
@@ -44,6 +45,10 @@ def render(report: Report) -> str:
         _header(report),
         _section("What each step brought", _sentences(report), chain_table(report)),
         _section("Plots", _plots(report)),
+        *(
+            _section(f"Metrics ({name})", *_scores(number, each))
+            for number, (name, each) in enumerate(scores.measured(report.artefacts).items())
+        ),
         _section("Stages", *(_stage(number, stage) for number, stage in enumerate(report.stages, 1))),
         *(_section(f"The file ({name})", _artefact(each)) for name, each in report.artefacts.items()),
         _section("Environment", _pairs(report.environment)),
@@ -244,9 +249,32 @@ def _titled(title: str, content: Markup, items: Sequence[Any]) -> Markup | None:
     return join(element("h4", title), content)
 
 
+def _scores(artefact: int, metrics: Mapping[str, Any]) -> list[Markup | None]:
+    """The metrics with intervals, then for each model or file its classes and which it takes for which."""
+    heads, rows = scores.rows(metrics)
+    said = [element("li", each) for each in scores.remarks(metrics)]
+    figures, tables = [], []
+    for number, (key, found) in enumerate(metrics.items()):
+        subject, names = scores.SUBJECTS.get(key, key), [row["name"] for row in found["classes"]]
+        svg = confusion_matrix(found["confusion"], names, f"confusion-{artefact}-{number}")
+        figures.append(_figure(f"Confusion matrix: {subject}", svg, "Rows: the true class; columns: the decided one."))
+        shown, left_out = scores.worst(found)
+        by_class = table(scores.CLASS_HEADS, scores.class_rows(shown), left_out or None, numbers=4)
+        tables.append(_titled(f"By class: {subject} ({len(shown)} of {len(names)})", by_class, shown))
+    drawn = [each for each in figures if each]
+    return [
+        table(heads, rows, caption=scores.conditions(metrics)),
+        element("ul", *said) if said else None,
+        element("div", *drawn, class_="plots") if drawn else None,
+        *tables,
+    ]
+
+
 def _artefact(artefact: Any) -> Markup:
     """Single values first, then a list for each group such as ops, parity and latency."""
-    values = artefact if isinstance(artefact, dict) else {"value": artefact}
+    values = {**artefact} if isinstance(artefact, dict) else {"value": artefact}
+    # They have a section of their own.
+    values.pop("metrics", None)
     groups = {name: each for name, each in values.items() if isinstance(each, dict)}
     single = {name: each for name, each in values.items() if name not in groups}
     return element(

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tfopt.report import units, words
+from tfopt.report import scores, units, words
 from tfopt.report.report import Report, StageEntry
 
 
@@ -23,12 +23,14 @@ def render(report: Report) -> str:
     if report.chain:
         where = words.latency_conditions(report.artefacts)
         blocks.append(f"Latency: median and 90th percentile{f' ({text(where)})' if where else ''}.")
+    for name, metrics in scores.measured(report.artefacts).items():
+        blocks += _scores(name, metrics)
     for number, stage in enumerate(report.stages, 1):
         blocks += _stage(number, stage)
     for name, artefact in report.artefacts.items():
         blocks += [
             f"## The file ({text(name)})",
-            _pairs(artefact if isinstance(artefact, dict) else {name: artefact}),
+            _pairs(_without_metrics(artefact) if isinstance(artefact, dict) else {name: artefact}),
         ]
     blocks += ["## Environment", _pairs(report.environment)]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -106,9 +108,36 @@ def _stage(number: int, stage: StageEntry) -> list[str]:
     ]
 
 
+def _scores(artefact: str, metrics: Mapping[str, Any]) -> list[str]:
+    heads, rows = scores.rows(metrics)
+    blocks = [
+        f"## Metrics ({text(artefact)})",
+        _table([text(head) for head in heads], [[text(title), *map(_figure, figures)] for title, *figures in rows]),
+        text(scores.conditions(metrics)),
+        "\n".join(f"- {text(each)}" for each in scores.remarks(metrics)),
+    ]
+    for key, found in metrics.items():
+        shown, left_out = scores.worst(found)
+        if shown:
+            cells = [[text(name), *figures] for name, *figures in scores.class_rows(shown)]
+            blocks += [f"### By class: {text(scores.SUBJECTS.get(key, key))}", _table(scores.CLASS_HEADS, cells)]
+            blocks.append(text(left_out))
+    return blocks
+
+
+def _figure(cell: str) -> str:
+    """A number as it is; words, which may hold the name of a class, with their characters escaped."""
+    return cell if cell[:1].isdigit() or cell[:1] == "-" else text(cell)
+
+
 def _check(row: Mapping[str, Any]) -> str:
     detail = f" ({text(row['detail'])})" if row.get("detail") else ""
     return f"- **{'holds' if row['holds'] else 'broken'}** {code(row['invariant'])}{detail}"
+
+
+def _without_metrics(artefact: Mapping[str, Any]) -> dict[str, Any]:
+    """They have a section of their own."""
+    return {name: each for name, each in artefact.items() if name != "metrics"}
 
 
 def _fenced(source: str) -> str:

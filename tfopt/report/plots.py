@@ -92,7 +92,7 @@ def sparsity_by_layer(sparsity: Mapping[str, float | None], target: float | None
         return ""
     names = [labels.shortened(name, 38) for name in sparsity]
     places = range(len(names))
-    with _figure("sparsity", 0.9 + 0.22 * len(names)) as (figure, svg):
+    with svg_figure("sparsity", 0.9 + 0.22 * len(names)) as (figure, svg):
         axes = figure.subplots()
         axes.barh(places, [100 * (value or 0.0) for value in sparsity.values()], height=0.66, color=BLUE)
         for place, value in zip(places, sparsity.values(), strict=True):
@@ -124,7 +124,7 @@ def sensitivity_by_layer(found: Mapping[str, Any]) -> str:
     levels = sorted({level for row in values.values() for level in row}, key=float, reverse=found["kind"] == "bits")
     is_accuracy = found["metric"] == "accuracy"
     scale = 100.0 if is_accuracy else 1.0
-    with _figure("sensitivity", 1.1 + 0.24 * len(values)) as (figure, svg):
+    with svg_figure("sensitivity", 1.1 + 0.24 * len(values)) as (figure, svg):
         axes = figure.subplots()
         for row, (_, metrics) in enumerate(values.items()):
             for column, level in enumerate(levels):
@@ -181,7 +181,7 @@ def training_curves(histories: Sequence[tuple[str, Mapping[str, Sequence[float |
     groups = {title: members for title, members in groups.items() if members}
     if not groups:
         return ""
-    with _figure("training", 0.5 + 1.9 * len(groups)) as (figure, svg):
+    with svg_figure("training", 0.5 + 1.9 * len(groups)) as (figure, svg):
         panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, members) in zip(panels, groups.items(), strict=True):
             _curves(axes, stages, members, 100.0 if "%" in title else 1.0)
@@ -206,7 +206,7 @@ def _accuracy_plot(
     }
     if not any(measured.values()):
         return ""
-    with _figure(quantity, 3.3) as (figure, svg):
+    with svg_figure(quantity, 3.3) as (figure, svg):
         axes = figure.subplots()
         points, names, colours = [], [], []
         for label, key, colour, marker in series:
@@ -290,7 +290,7 @@ def _epochs(curves: Mapping[str, Sequence[float | None]]) -> int:
 
 
 @contextlib.contextmanager
-def _figure(name: str, height: float) -> Iterator[tuple["Figure", io.StringIO]]:
+def svg_figure(name: str, height: float) -> Iterator[tuple["Figure", io.StringIO]]:
     """An empty figure to draw on; at the end the SVG element is in the buffer.
 
     Args:

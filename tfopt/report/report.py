@@ -10,7 +10,7 @@ from typing import Any
 
 from tfopt import files
 from tfopt.record import Record
-from tfopt.report import words
+from tfopt.report import scores, words
 from tfopt.report.plain import plain
 
 
@@ -78,7 +78,8 @@ class Report(Record):
         "accuracy" and "sparsity" (fractions), "bytes", "gzip_bytes" and "zstd_bytes", "median_ms" and
         "p90_ms".
       artefacts: the files made: `{"tflite": {"path", "bytes", "gzip_bytes", "zstd_bytes", "ops", "float_ops",
-        "flex_ops", "accuracy", "parity", "latency"}}`.
+        "flex_ops", "accuracy", "parity", "latency", "metrics"}}`; "metrics" holds what `Metrics.to_report`
+        gives, of the model ("keras") and of the file ("tflite").
 
     Raises:
       TypeError: for a stage that is no `StageEntry`, and for a value that has no JSON form.
@@ -159,7 +160,11 @@ class Report(Record):
         return f"<Report {self.recipe!r}: {stages}, {measured}>"
 
     def __str__(self) -> str:
-        lines = [f"{self.recipe}: {words.summary(self.chain)}", *words.steps(self.chain)]
+        lines = [
+            f"{self.recipe}: {words.summary(self.chain)}",
+            *words.steps(self.chain),
+            *scores.sentences(self.artefacts),
+        ]
         return "\n".join([*lines, words.promises(self.stages)])
 
     def _repr_html_(self) -> str:

@@ -4,7 +4,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from tfopt import files
-from tfopt.report import units
+from tfopt.report import scores, units
 from tfopt.report.report import Report
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def print_summary(
         console.print(table)
     else:
         console.print(rich.text.Text(f"{report.recipe}: nothing was measured."))
+    for sentence in scores.sentences(report.artefacts):
+        console.print(rich.text.Text(sentence), soft_wrap=True)
     for name, path in _paths(report, folder).items():
         # One line each, however long, so that it can be copied.
         console.print(rich.text.Text(f"{name}: {path}"), soft_wrap=True)

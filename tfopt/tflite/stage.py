@@ -6,12 +6,13 @@ from typing import Any
 
 from tfopt import invariants
 from tfopt.config import require
+from tfopt.measure.model_metrics import score_outputs
 from tfopt.progress import current_bar
 from tfopt.quantize.frozen import is_quantized
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.tflite.export import INTEGER_IO, QUANTIZATIONS, export_tflite, trained_quantization
 from tfopt.tflite.parity import require_parity
-from tfopt.tflite.verify import verify_tflite
+from tfopt.tflite.verify import Pair, compare, run_both
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -88,7 +89,8 @@ class ExportTFLite(Stage):
         )
         invariants.check_tflite(path, model, work.invariants)
         bar.update(1, "comparing with the model")
-        parity = verify_tflite(model, path, data, max_examples=data.sizes["test"])
+        pair = run_both(model, path, data, data.sizes["test"])
+        parity = compare(pair)
         bar.update(2, "")
         if is_quantized(model):
             require_parity(parity)
@@ -99,6 +101,7 @@ class ExportTFLite(Stage):
             "quantization": quantization,
             "accuracy": parity.tflite_metric,
             "parity": parity.to_dict(),
+            "metrics": self._metrics(pair, data.class_names, work.seed),
         }
         report = dataclasses.replace(work.report, artefacts={**work.report.artefacts, "tflite": artefact})
         notes = [
@@ -111,6 +114,15 @@ class ExportTFLite(Stage):
                 f"examples; LiteRT's kernels agree with each other on {parity.noise.argmax_agreement:.2%}"
             )
         return Outcome(work.replace(report=report), notes=notes)
+
+    def _metrics(self, pair: Pair, names: tuple[str, ...], seed: int) -> dict[str, Any]:
+        """How good the model and the file are, each with intervals, from the outputs that were compared."""
+        if pair.metric is None or pair.labels is None:
+            return {}
+        return {
+            name: score_outputs(pair.metric, pair.labels, outputs, pair.weights, names, seed=seed).to_report()
+            for name, outputs in zip(("keras", "tflite"), pair.first(), strict=True)
+        }
 
     def _check_drop(self, parity: Any, quantization: str) -> None:
         if parity.metric != "accuracy" or parity.keras_metric is None:

@@ -9,19 +9,17 @@ import numpy as np
 
 from tfopt.config import require
 from tfopt.measure.file import weight_tensors
+from tfopt.measure.outputs import keras_outputs, masked, of_first, read_labelled
 from tfopt.record import Record
-from tfopt.tflite.examples import Examples, read_examples
 from tfopt.tflite.flatbuffer import FlatBuffer, read_tflite
 from tfopt.tflite.layers import LayerError, compare_layers
-from tfopt.tflite.metric import choose_metric
-from tfopt.tflite.model import call_named, float32_model, input_specs, static_batch
+from tfopt.tflite.metric import Metric, choose_metric
+from tfopt.tflite.model import float32_model, input_specs
 from tfopt.tflite.noise import KernelNoise, differences, kernel_noise, run_by_name
 
 # Relative RMS error of a layer above which it counts as divergent, by the kind of file: several times what
 # sound conversions of convolutional and dense networks showed.
 TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "dynamic": 0.1, "int16x8": 0.05, "int8": 0.2}
-
-_KERAS_BATCH = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,33 +104,81 @@ def verify_tflite(
     require(layer_examples >= 1, f"layer_examples must be at least 1, received {layer_examples!r}")
     require(noise_examples >= 1, f"noise_examples must be at least 1, received {noise_examples!r}")
     require(tolerance is None or tolerance > 0, f"tolerance must be above 0, received {tolerance!r}")
+    pair = run_both(model, path, data, max_examples, split, use_xnnpack)
+    return compare(pair, tolerance, layer_examples, noise_examples)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """What a Keras model and its file make of the same examples.
+
+    Args:
+      model: in float32.
+      file: the file.
+      inputs: by name, each of shape (examples, …).
+      labels: of the first output; None: there are none.
+      weights: of the first output's labels, 0 where Keras masks a step; None: all count alike.
+      expected: the model's outputs by name, in its order.
+      received: the file's, dequantized.
+      metric: what the first output is measured by; None: unknown.
+    """
+
+    model: keras.Model
+    file: FlatBuffer
+    inputs: dict[str, np.ndarray]
+    labels: Any
+    weights: Any
+    expected: dict[str, np.ndarray]
+    received: dict[str, np.ndarray]
+    metric: Metric | None
+
+    def first(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first output, of the model and of the file."""
+        name = next(iter(self.expected))
+        return self.expected[name], self.received[name]
+
+
+def run_both(
+    model: keras.Model, path: str | os.PathLike[str], data: Any, limit: int, split: str = "test", xnnpack: bool = True
+) -> Pair:
+    """Runs model and file on at most `limit` of the same examples; arguments and errors as of `verify_tflite`."""
     file = read_tflite(path)
     loss = model.loss if isinstance(model, keras.Model) and model.compiled else None
     model = float32_model(model)
-    examples = read_examples(data, input_specs(model), max_examples, split, "data")
-    expected = _predict(model, examples)
-    _check_fit(model, file, examples, expected)
-    received = run_by_name(path, examples.inputs, use_xnnpack)
+    examples = read_labelled(data, input_specs(model), limit, split, "data")
+    expected, mask = keras_outputs(model, examples.inputs)
+    _check_fit(model, file, examples.inputs, expected)
+    received = run_by_name(path, examples.inputs, xnnpack)
     first = next(iter(expected))
-    labels, loss = _first(examples.labels, first), _first(loss, first)
-    metric = choose_metric(loss, labels, expected[first])
-    kind = kind_of_file(file)
+    labels, weights = of_first(examples.labels, first), of_first(examples.weights, first)
+    metric = choose_metric(of_first(loss, first), labels, expected[first])
+    return Pair(model, file, examples.inputs, labels, masked(weights, mask), expected, received, metric)
+
+
+def compare(
+    pair: Pair, tolerance: float | None = None, layer_examples: int = 8, noise_examples: int = 1000
+) -> Verification:
+    """Compares what model and file gave; arguments as of `verify_tflite`."""
+    kind = kind_of_file(pair.file)
     tolerance = TOLERANCES[kind] if tolerance is None else tolerance
-    layers = compare_layers(model, file, _head(examples.inputs, layer_examples), tolerance)
+    layers = compare_layers(pair.model, pair.file, _head(pair.inputs, layer_examples), tolerance)
     divergent = [layer.name for layer in layers if layer.error > tolerance]
-    scored = None if labels is None else metric
+    scored = None if pair.labels is None else pair.metric
+    expected, received = pair.first()
     return Verification(
-        examples=len(examples),
+        examples=len(expected),
         kind=kind,
-        **differences(file, metric, expected, received),
+        **differences(pair.file, pair.metric, pair.expected, pair.received),
         metric=scored.name if scored else None,
-        keras_metric=scored.measure(labels, expected[first]) if scored else None,
-        tflite_metric=scored.measure(labels, received[first]) if scored else None,
+        keras_metric=scored.measure(pair.labels, expected) if scored else None,
+        tflite_metric=scored.measure(pair.labels, received) if scored else None,
         tolerance=tolerance,
         first_divergent_layer=divergent[0] if divergent else None,
         layers=layers,
         noise=kernel_noise(
-            file, metric, *(_head(each, noise_examples) for each in (examples.inputs, expected, received))
+            pair.file,
+            pair.metric,
+            *(_head(each, noise_examples) for each in (pair.inputs, pair.expected, pair.received)),
         ),
     )
 
@@ -152,21 +198,11 @@ def kind_of_file(file: FlatBuffer) -> str:
     return "float16" if "float16" in weights else "float32"
 
 
-def _predict(model: keras.Model, examples: Examples) -> dict[str, np.ndarray]:
-    size = static_batch(model) or _KERAS_BATCH
-    parts: list[dict[str, np.ndarray]] = []
-    for start in range(0, len(examples), size):
-        rows = np.arange(start, min(start + size, len(examples)))
-        full = np.resize(rows, size) if static_batch(model) else rows
-        tensors = [keras.ops.convert_to_tensor(values[full]) for values in examples.inputs.values()]
-        outputs = call_named(model, tensors)
-        parts.append({name: np.asarray(values)[: len(rows)] for name, values in outputs.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _check_fit(model: keras.Model, file: FlatBuffer, examples: Examples, expected: dict[str, np.ndarray]) -> None:
+def _check_fit(
+    model: keras.Model, file: FlatBuffer, inputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]
+) -> None:
     for kind, wanted, received in (
-        ("inputs", examples.inputs, file.inputs),
+        ("inputs", inputs, file.inputs),
         ("outputs", expected, file.outputs),
     ):
         require(
@@ -188,12 +224,3 @@ def _check_fit(model: keras.Model, file: FlatBuffer, examples: Examples, expecte
 
 def _head(values: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     return {name: each[:count] for name, each in values.items()}
-
-
-def _first(values: Any, name: str) -> Any:
-    """What belongs to the first output, of labels or losses given for each output."""
-    if isinstance(values, dict):
-        return values.get(name, next(iter(values.values())))
-    if isinstance(values, list | tuple):
-        return values[0]
-    return values

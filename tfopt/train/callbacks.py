@@ -205,11 +205,13 @@ class Checkpoint(keras.callbacks.Callback):
             # Every process takes part in what follows, after the same step.
             wish = agree(wish)
         self._pause -= 1
-        if batch == 0 or wish == 0.0 or self._pause >= 0:
+        if wish == 0.0 or self._pause >= 0:
             return
-        self._write(self.epochs_done, batch)
-        # What was wished meanwhile is done.
-        self._pause = 3
+        if batch > 0:
+            # Before the first, it is what was written after the last epoch.
+            self._write(self.epochs_done, batch)
+            # What was wished meanwhile is done.
+            self._pause = 3
         if wish >= _END:
             raise Preempted
 

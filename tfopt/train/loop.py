@@ -37,7 +37,7 @@ def train(
     strategy: tf.distribute.Strategy | None = None,
     entered: pathlib.Path | None = None,
 ) -> tuple[keras.Model, dict[str, list[float]]]:
-    """Trains a model; goes on from the last finished epoch where `folder` holds a checkpoint.
+    """Trains a model; goes on from where it stood, within an epoch too, where `folder` holds a checkpoint.
 
     Args:
       model: a built Keras model; it is trained in place, except where another precision asks for a copy.

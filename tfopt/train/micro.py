@@ -4,6 +4,7 @@ Used for gradient accumulation and pipeline parallelism. All of it works on NumP
 batch size is not known yet.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -69,28 +70,73 @@ def slice_batch(data: Any, start: Any, stop: Any) -> Any:
     return keras.tree.map_structure(cut, data)
 
 
-def take_part(data: Any, parts: int, index: Any) -> Any:
-    """Part `index` of a nested batch; see `bounds` and `split_batch`."""
-    return slice_batch(data, *bounds(batch_size(data), parts, index))
-
-
-def split_batch(data: Any, parts: int) -> list[Any]:
-    """A batch in consecutive parts of the same structure, put together again by `tf.concat(parts, 0)`.
+def part_or_one(data: Any, size: Any, parts: int, index: int) -> Any:
+    """Part `index` of a nested batch; one example again where it would be empty, as not all operations work on none.
 
     Args:
       data: nested tuples, lists and dicts of arrays or tensors (dense, ragged, sparse), examples along the first axis,
-        all of one size; None, such as for sample weights that are not there, stays None.
-      parts: at least 1. Where there are fewer examples, the last parts are empty.
+        all of one size; None stays None.
+      size: examples in it, at least 1; see `batch_size`.
+      parts: at least 1.
+      index: in [0, parts).
 
-    Raises:
-      ValueError: for a number of parts below 1, and for data without a batch dimension.
-
-    >>> x, y = split_batch((tf.range(5), None), 2)
-    >>> x[0].numpy().tolist(), y[0].numpy().tolist(), y[1]
-    ([0, 1, 2], [3, 4], None)
+    >>> [part_or_one(tf.constant([7, 8]), 2, 3, index).numpy().tolist() for index in range(3)]
+    [[7], [8], [8]]
     """
-    require(isinstance(parts, int) and parts >= 1, f"parts must be a whole number from 1, received {parts!r}")
-    return [take_part(data, parts, index) for index in range(parts)]
+    least, most = (tf.minimum, tf.maximum) if tf.is_tensor(size) else (min, max)
+    start, stop = bounds(size, parts, index)
+    start = least(start, size - 1)
+    return slice_batch(data, start, most(stop, start + 1))
+
+
+def join_parts(outputs: Sequence[Any], size: Any) -> Any:
+    """What was made of the parts of a batch, together, with its masks and without examples that were taken again.
+
+    Args:
+      outputs: of each part, of one nested structure.
+      size: examples in the batch.
+
+    >>> join_parts([tf.constant([7]), tf.constant([8]), tf.constant([8])], 2).numpy().tolist()
+    [7, 8]
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    cuts = [bounds(size, len(outputs), index) for index in range(len(outputs))]
+
+    def concat(parts: Sequence[Any]) -> Any:
+        return tf.concat([part[: stop - start] for part, (start, stop) in zip(parts, cuts, strict=True)], 0)
+
+    def join(*parts: Any) -> Any:
+        masks = [mask_of(part) for part in parts]
+        return with_mask(concat(parts), None if masks[0] is None else concat(masks))
+
+    return keras.tree.map_structure(join, *outputs)
+
+
+def sum_gradients(gradients: Sequence[Any]) -> Any:
+    """The sum of a variable's gradients, dense or of some rows; None where there are none."""
+    there = [each for each in gradients if each is not None]
+    if len(there) < 2:
+        return there[0] if there else None
+    if all(isinstance(each, tf.IndexedSlices) for each in there):
+        return tf.IndexedSlices(
+            tf.concat([each.values for each in there], 0),
+            tf.concat([each.indices for each in there], 0),
+            there[0].dense_shape,
+        )
+    return tf.add_n([tf.convert_to_tensor(each) for each in there])
+
+
+def with_mask(value: Any, mask: Any) -> Any:
+    """`value`, with a mask where Keras keeps it, for layers, losses and metrics alike."""
+    if mask is not None:
+        value._keras_mask = mask
+    return value
+
+
+def mask_of(value: Any) -> Any:
+    """The mask that Keras keeps with a tensor, or None."""
+    return getattr(value, "_keras_mask", None)
 
 
 def part_weights(size: Any, parts: int) -> tf.Tensor:

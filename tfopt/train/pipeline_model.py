@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfopt.config import require
 from tfopt.graph import Node, Ref
-from tfopt.train.micro import batch_size, bounds, slice_batch
+from tfopt.train.micro import batch_size, join_parts, mask_of, part_or_one, sum_gradients, with_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +123,10 @@ class PipelineModel(keras.Model):
         results = []
         for index in range(layout.micro_batches):
             with tf.device(layout.partitions[0].device):
-                part = flat if layout.micro_batches == 1 else _part_or_one(flat, size, layout.micro_batches, index)
+                part = flat if layout.micro_batches == 1 else part_or_one(flat, size, layout.micro_batches, index)
             results.append(self._run(dict(zip(layout.inputs, part, strict=True)), training))
         with tf.device(layout.partitions[-1].device):
-            joined = [_join([values[ref] for values in results], size) for ref in layout.outputs]
+            joined = join_parts([[values[ref] for ref in layout.outputs] for values in results], size)
         packed = self._pack(joined)
         return packed[0] if isinstance(packed, list | tuple) and len(packed) == 1 else packed
 
@@ -206,7 +206,7 @@ class PipelineModel(keras.Model):
                 sources = {ref: its for ref, its in taped.taken.items() if _differentiable(its)}
                 with tf.device(partition.device):
                     pairs = [*zip(taped.final, final, strict=True)]
-                    pairs += [(its, _sum(behind.pop(ref, []))) for ref, its in taped.made.items()]
+                    pairs += [(its, sum_gradients(behind.pop(ref, []))) for ref, its in taped.made.items()]
                     pairs = [(target, gradient) for target, gradient in pairs if gradient is not None]
                     by_source, by_variable = taped.tape.gradient(
                         [target for target, _ in pairs],
@@ -221,7 +221,7 @@ class PipelineModel(keras.Model):
         for partition in self._layout.partitions:
             with tf.device(partition.device):
                 for layer in self._layout.placed(partition):
-                    total |= {id(each): _sum(found[id(each)]) for each in layer.trainable_variables}
+                    total |= {id(each): sum_gradients(found[id(each)]) for each in layer.trainable_variables}
         return total
 
 
@@ -246,51 +246,6 @@ def _differentiable(value: Any) -> bool:
     return tf.is_tensor(value) and value.dtype.is_floating
 
 
-def _with_mask(value: Any, mask: Any) -> Any:
-    # Where Keras keeps it, for layers and losses alike.
-    if mask is not None:
-        value._keras_mask = mask
-    return value
-
-
-def _mask(value: Any) -> Any:
-    return getattr(value, "_keras_mask", None)
-
-
 def _identity(value: Any) -> Any:
     """A tensor of its own: a layer may return the very tensor that it received, whose gradients would mix."""
-    return _with_mask(tf.identity(value), _mask(value))
-
-
-def _part_or_one(flat: list[Any], size: Any, parts: int, index: int) -> list[Any]:
-    """A micro-batch; one example again where it would be empty, as not all operations work on none."""
-    start, stop = bounds(size, parts, index)
-    start = tf.minimum(start, size - 1)
-    return slice_batch(flat, start, tf.maximum(stop, start + 1))
-
-
-def _join(values: Sequence[Any], size: Any) -> Any:
-    """The outputs of the micro-batches in one tensor, without those of examples that were taken again."""
-    if len(values) == 1:
-        return values[0]
-    counts = [stop - start for start, stop in (bounds(size, len(values), index) for index in range(len(values)))]
-
-    def join(parts: Sequence[Any]) -> Any:
-        return tf.concat([part[:count] for part, count in zip(parts, counts, strict=True)], 0)
-
-    masks = [_mask(value) for value in values]
-    return _with_mask(join(values), None if masks[0] is None else join(masks))
-
-
-def _sum(gradients: Sequence[Any]) -> Any:
-    """The sum of gradients, dense or of some rows; None where there are none."""
-    there = [each for each in gradients if each is not None]
-    if len(there) < 2:
-        return there[0] if there else None
-    if all(isinstance(each, tf.IndexedSlices) for each in there):
-        return tf.IndexedSlices(
-            tf.concat([each.values for each in there], 0),
-            tf.concat([each.indices for each in there], 0),
-            there[0].dense_shape,
-        )
-    return tf.add_n([tf.convert_to_tensor(each) for each in there])
+    return with_mask(tf.identity(value), mask_of(value))

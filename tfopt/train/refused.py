@@ -40,7 +40,6 @@ def refuse_horovod_optimizer(optimizer: Any) -> None:
             raise ValueError(
                 f"the optimizer {optimizer.name!r} is a Horovod DistributedOptimizer, which exchanges no gradients "
                 "under Keras 3: each process would train a model of its own without a word. Pass the plain "
-                f'keras.optimizers.{type(optimizer).__name__}, and strategy="horovod", which uses '
-                "horovod.tensorflow.DistributedGradientTape"
+                f'keras.optimizers.{type(optimizer).__name__}, and strategy="horovod", which sums the gradients itself'
             )
         optimizer = getattr(optimizer, "inner_optimizer", None)

@@ -6,13 +6,22 @@ the replicas' means where they have unequal shares of a batch. What is overridde
 models at a time: Keras' own modules stay as they are.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfopt.config import require
-from tfopt.train.micro import batch_size, part_weights, take_part
+from tfopt.train.micro import (
+    batch_size,
+    join_parts,
+    mask_of,
+    part_or_one,
+    part_weights,
+    sum_gradients,
+    with_mask,
+)
 from tfopt.train.reduce import sum_over_replicas
 from tfopt.train.refused import refuse_horovod_optimizer
 from tfopt.train.strategies import is_one_device
@@ -86,9 +95,7 @@ class Replicated(keras.Model):
         if replicas > 1 and has_statistics(self):
             tf.debugging.assert_greater(size, 0, TOO_FEW)
         share = self._share(size)
-        compute = (
-            tf.function(self._compute_gradients, jit_compile=True) if self.jit_compile else self._compute_gradients
-        )
+        compute = _through_xla(self._compute_gradients) if self.jit_compile else self._compute_gradients
         y_pred, loss, gradients = compute(_at_least_one((x, y, weights), size), share)
         self._loss_tracker.update_state(loss * tf.cast(replicas, loss.dtype), sample_weight=size)
         if self.synchronize_every == 1:
@@ -137,20 +144,19 @@ class Replicated(keras.Model):
         """Outputs, loss and gradients of a replica's share of a batch."""
         if self.micro_batches == 1:
             return self._compute_part(data, share)
-        shares = part_weights(batch_size(data), self.micro_batches)
+        size = batch_size(data)
+        shares = part_weights(size, self.micro_batches)
         done: list[Any] = []
         for index in range(self.micro_batches):
             # One after the other, or all would be in memory at once.
-            with tf.control_dependencies(tf.nest.flatten(done[-1:])):
-                part = take_part(data, self.micro_batches, index)
-                size = batch_size(part)
-                # XLA's kernels can do without an example.
-                some = part if self.jit_compile else _at_least_one(part, size)
-                y_pred, loss, gradients = self._compute_part(some, share * shares[index])
-                done.append((_first(y_pred, size), loss * shares[index], gradients))
+            before = [each for each in tf.nest.flatten(done[-1:], expand_composites=True) if each is not None]
+            with tf.control_dependencies(before):
+                part = part_or_one(data, size, self.micro_batches, index)
+                y_pred, loss, gradients = self._compute_part(part, share * shares[index])
+                done.append((y_pred, loss * shares[index], gradients))
         y_preds, losses, gradients = zip(*done, strict=True)
-        joined = tf.nest.map_structure(lambda *each: tf.concat(each, 0), *y_preds)
-        return joined, tf.add_n(losses), [_sum(each) for each in zip(*gradients, strict=True)]
+        summed = [sum_gradients(each) for each in zip(*gradients, strict=True)]
+        return join_parts(y_preds, size), tf.add_n(losses), summed
 
     def _compute_part(self, data: Any, share: tf.Tensor) -> Any:
         x, y, weights = data
@@ -158,7 +164,13 @@ class Replicated(keras.Model):
             y_pred = self(x, training=True) if self._call_has_training_arg else self(x)
             loss = self._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=weights, training=True)
             scaled = self.optimizer.scale_loss(loss * tf.cast(share, loss.dtype))
-        return y_pred, loss, tape.gradient(scaled, self.trainable_weights)
+        gradients = tape.gradient(scaled, self.trainable_weights)
+        # Not every kernel's gradient says its shape, which those that travel together must.
+        shaped = [
+            tf.ensure_shape(each, weight.shape) if isinstance(each, tf.Tensor) else each
+            for each, weight in zip(gradients, self.trainable_weights, strict=True)
+        ]
+        return y_pred, loss, shaped
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # From the types alone: Keras' own takes the mean of a batch over the replicas, of all there is in it.
@@ -228,7 +240,6 @@ class Replicated(keras.Model):
             if place[0] is not iterator:
                 place[:] = [iterator, self.batches_passed]
                 self.batches_passed = 0
-                self._wishes.clear()
             size = int(iterator._cardinality)
             if most == 1:
                 logs, wish = execute_one(iterator)
@@ -273,11 +284,17 @@ def no_xla(model: keras.Model) -> str:
 
 
 def _shared(data: Any) -> Any:
-    """A dataset that workers share batch by batch: by files, which is what TensorFlow would choose, they get others."""
+    """A dataset as workers share it."""
     if not isinstance(data, tf.data.Dataset):
         return data
     options = tf.data.Options()
+    # Batch by batch: by files, which is what TensorFlow would choose, they get others.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    if data.options().autotune.enabled is None:
+        # Of an iterator on a strategy, TensorFlow 2.21 now and then forgets to wake the thread that tunes it: who drops
+        # the iterator, after an epoch, waits for as long again as that took, up to a minute. AUTOTUNE then stands for
+        # as many threads as there are cores.
+        options.autotune.enabled = False
     return data.with_options(options)
 
 
@@ -292,9 +309,19 @@ def _check_losses(model: keras.Model) -> None:
         )
 
 
-def _sum(gradients: Any) -> Any:
-    """The sum of a variable's gradients, which may be sparse; None where it has none."""
-    return None if gradients[0] is None else tf.add_n([tf.convert_to_tensor(each) for each in gradients])
+def _through_xla(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """`Replicated._compute_gradients` compiled; what it returns keeps its masks, which a compiled function drops."""
+
+    @tf.function(jit_compile=True)
+    def compiled(*arguments: Any) -> Any:
+        y_pred, *rest = compute(*arguments)
+        return y_pred, keras.tree.map_structure(mask_of, y_pred), rest
+
+    def call(*arguments: Any) -> Any:
+        y_pred, masks, rest = compiled(*arguments)
+        return keras.tree.map_structure(with_mask, y_pred, masks), *rest
+
+    return call
 
 
 def _at_least_one(data: Any, size: Any) -> Any:
@@ -319,9 +346,7 @@ def _first(outputs: Any, size: Any) -> Any:
         return outputs
 
     def cut(part: tf.Tensor) -> tf.Tensor:
-        first, mask = part[:size], getattr(part, "_keras_mask", None)
-        if mask is not None:
-            first._keras_mask = mask[:size]
-        return first
+        mask = mask_of(part)
+        return with_mask(part[:size], None if mask is None else mask[:size])
 
     return keras.tree.map_structure(cut, outputs)

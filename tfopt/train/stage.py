@@ -87,7 +87,7 @@ class LoadModel(Stage):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Train(Stage):
-    """Trains the model; goes on from the last finished epoch after an interruption.
+    """Trains the model; goes on from its last checkpoint after an interruption.
 
     The loss is the model's own where it is compiled, else that of the data's kind of task.
 

@@ -1,6 +1,5 @@
 """`strategy`: on which devices and hosts a model trains, by one word."""
 
-import importlib.util
 import os
 from collections.abc import Callable, Mapping
 
@@ -8,9 +7,8 @@ import tensorflow as tf
 from absl import logging
 
 from tfopt.config import did_you_mean, require
+from tfopt.train.horovod import HorovodStrategy
 
-# Why each strategy that was made here was chosen. Strategies live as long as the process.
-_REASONS: dict[int, str] = {}
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu", "horovod")
 
 
@@ -20,13 +18,14 @@ def strategy(name: str = "auto", replicas: int | None = None) -> tf.distribute.S
     Args:
       name: "one_device": TensorFlow's first accelerator, or the CPU. "mirrored": a copy of the model on each GPU of
         this host. "multi_worker": on each of several hosts or processes, which the environment variable TF_CONFIG
-        names; see `tfopt.workers`. "tpu": on the cores of a TPU. "auto": "tpu", "multi_worker" or "mirrored" where
-        there is one for it, else "one_device".
+        names; see `tfopt.workers`. "horovod": on each that `horovodrun` has started. "tpu": on the cores of a TPU.
+        "auto": "tpu", "multi_worker", "horovod" or "mirrored" where there is one for it, else "one_device".
       replicas: copies on this host, for "mirrored"; None: one a GPU. Where there are no GPUs, so many logical CPUs
         are made: to try things out, not to be faster.
 
     Raises:
       ValueError: no such name, or too few devices.
+      ModuleNotFoundError: Horovod is asked for and not there, or not built for TensorFlow.
       RuntimeError: TensorFlow has started already, so that no devices can be made and no workers be met.
 
     >>> strategy("one_device").num_replicas_in_sync
@@ -42,9 +41,7 @@ def strategy(name: str = "auto", replicas: int | None = None) -> tf.distribute.S
     )
     chosen, reason = (name, "as asked") if name != "auto" else _best()
     logging.info("strategy %s: %s", chosen, reason)
-    made = _MAKE[chosen](replicas)
-    _REASONS[id(made)] = reason
-    return made
+    return _MAKE[chosen](replicas)
 
 
 def is_one_device(chosen: tf.distribute.Strategy) -> bool:
@@ -74,12 +71,27 @@ def describe(chosen: tf.distribute.Strategy) -> Mapping[str, str]:
     ]
     count, kind = worker_count(chosen), "one device" if is_one_device(chosen) else type(chosen).__name__
     workers = f" in {count} processes" if count > 1 else ""
+    best, why = _best()
+    reason = why if best == _name(chosen) else "as asked"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "devices": ", ".join(found),
         "memory": f"{memory:.0f} GB",
-        "strategy": f"{kind}, {chosen.num_replicas_in_sync} replicas{workers}: {_REASONS.get(id(chosen), 'as given')}",
+        "strategy": f"{kind}, {chosen.num_replicas_in_sync} replicas{workers}: {reason}",
     }
+
+
+def _name(chosen: tf.distribute.Strategy) -> str:
+    """What `strategy` calls it; "" for one of the user's own kind."""
+    kinds = {
+        "horovod": HorovodStrategy,
+        "multi_worker": tf.distribute.MultiWorkerMirroredStrategy,
+        "mirrored": tf.distribute.MirroredStrategy,
+        "tpu": tf.distribute.TPUStrategy,
+    }
+    if is_one_device(chosen):
+        return "one_device"
+    return next((name for name, kind in kinds.items() if isinstance(chosen, kind)), "")
 
 
 def _best() -> tuple[str, str]:
@@ -88,6 +100,8 @@ def _best() -> tuple[str, str]:
         return "tpu", "there is a TPU"
     if "TF_CONFIG" in os.environ:
         return "multi_worker", "TF_CONFIG names workers"
+    if "HOROVOD_SIZE" in os.environ:
+        return "horovod", "horovodrun has started this process"
     if len(gpus) > 1:
         return "mirrored", f"there are {len(gpus)} GPUs"
     return "one_device", f"there is one {'GPU' if gpus else 'CPU'} and no other host"
@@ -148,12 +162,7 @@ def _tpu(replicas: int | None) -> tf.distribute.Strategy:
 
 
 def _horovod(replicas: int | None) -> tf.distribute.Strategy:
-    if importlib.util.find_spec("horovod") is None:
-        raise ModuleNotFoundError(
-            "the strategy horovod needs the package horovod, built for TensorFlow: HOROVOD_WITH_TENSORFLOW=1 "
-            "pip install horovod; multi_worker does the same without it"
-        )
-    raise NotImplementedError("tfopt does not train through Horovod yet: use the strategy multi_worker")
+    return HorovodStrategy()
 
 
 _MAKE: Mapping[str, Callable[[int | None], tf.distribute.Strategy]] = {

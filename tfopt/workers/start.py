@@ -29,11 +29,11 @@ class Start(Config):
     """How a recipe is spread over processes and hosts.
 
     Args:
-      strategy: one of STRATEGIES.
-      workers: "host:port" of every worker, separated by commas; each host starts its own one.
-      worker_index: which of them this host is; None: found by its names and addresses.
-      local_workers: so many processes on this host; None: no further ones.
-      restarts: how often all are started again after a death, at least 0.
+      strategy: auto, one_device, mirrored, multi_worker, tpu or horovod.
+      workers: host:port of every worker, separated by commas; the same command runs on each host.
+      worker_index: which of --workers this host is, from 0; found by its names and addresses where not given.
+      local_workers: workers to start on this host.
+      restarts: how often all workers are started again when one dies, at least 0.
 
     Raises:
       ValueError: the arguments contradict each other or are out of range.

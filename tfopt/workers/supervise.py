@@ -241,8 +241,8 @@ def _end(running: Sequence[_Process], voice: _Voice, grace: float) -> None:
     for each in running:
         if each.code() is None:
             each.process.terminate()
-    until, told = time.monotonic() + grace, voice.stop
-    while any(each.code() is None for each in running) and time.monotonic() < until and voice.stop <= max(told, 1):
+    until = time.monotonic() + grace
+    while any(each.code() is None for each in running) and time.monotonic() < until and voice.stop < 2:
         time.sleep(_SECONDS_TO_LOOK)
     for each in running:
         each.kill()
