@@ -29,7 +29,7 @@ class ExportTFLite(Stage):
       batch_size: static batch size of the file, at least 1; None: dynamic.
       allow_flex: permit operators that need TensorFlow's Flex delegate.
       calibration_examples: training examples that show the range of each activation, at least 1.
-      max_drop: how much of the metric the file may lose against the model, as a fraction; more is an error.
+      max_drop: how much accuracy the file may lose against the model, as a fraction; more is an error.
 
     Raises:
       ValueError: for values out of range.
@@ -99,7 +99,7 @@ class ExportTFLite(Stage):
             **measured.to_dict(),
             "path": str(self.folder(work) / path.name),
             "quantization": quantization,
-            "accuracy": parity.tflite_metric,
+            "accuracy": parity.accuracy,
             "parity": parity.to_dict(),
             "metrics": self._metrics(pair, data.class_names, work.seed),
         }
@@ -125,14 +125,14 @@ class ExportTFLite(Stage):
         }
 
     def _check_drop(self, parity: Any, quantization: str) -> None:
-        if parity.metric != "accuracy" or parity.keras_metric is None:
+        if parity.accuracy is None:
             return
-        drop = parity.keras_metric - parity.tflite_metric
+        drop = parity.keras_metric - parity.accuracy
         if drop > self.max_drop:
             culprit = parity.first_divergent_layer
             raise RuntimeError(
                 f"the {quantization} file loses {drop:.3f} of accuracy against the model "
-                f"({parity.tflite_metric:.3f} for {parity.keras_metric:.3f}), more than max_drop={self.max_drop}"
+                f"({parity.accuracy:.3f} for {parity.keras_metric:.3f}), more than max_drop={self.max_drop}"
                 + (f"; the first layer that differs is {culprit!r}" if culprit else "")
                 + ". Calibrate with more examples, quantize less, or train with quantization in mind"
             )

@@ -62,6 +62,11 @@ class Verification(Record):
     layers: list[LayerError]
     noise: KernelNoise
 
+    @property
+    def accuracy(self) -> float | None:
+        """Of the file; None where it is measured by something else, or not at all."""
+        return self.tflite_metric if self.metric in ("accuracy", "binary_accuracy") else None
+
 
 def verify_tflite(
     model: keras.Model,
