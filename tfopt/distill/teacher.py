@@ -16,8 +16,6 @@ from tfopt.distill.layers import Shape, Watched
 from tfopt.distill.losses import Kind
 from tfopt.distill.outputs import Seen, look_at
 
-_NOISE = 16
-
 
 class Teacher:
     """What a student learns from. Nothing of it is ever trained, or changed.
