@@ -83,6 +83,16 @@ def test_type_range_and_each_image_by_itself(name, dtype, x):
     assert np.array_equal(alone, made[1]) if dtype == "uint8" else np.allclose(alone, made[1], atol=1e-5)
 
 
+def test_light_of_an_image_is_to_the_last_bit_whatever_else_is_in_the_batch():
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.integers(0, 256, (33, 61, 67, 3)).astype("float32"))
+    found = tone._mean_light(x).numpy()
+    exact = x.numpy().astype("float64").mean((1, 2)) @ np.array(tone._LUMA)
+    np.testing.assert_array_equal(found, exact.astype("float32"))
+    for size in (1, 2, 5, 8, 32):
+        np.testing.assert_array_equal(tone._mean_light(x[:size]), found[:size])
+
+
 @pytest.mark.parametrize("operation", STILL, ids=repr)
 @given(x=images)
 @settings(max_examples=5, deadline=None)

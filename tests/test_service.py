@@ -63,7 +63,8 @@ def test_each_element_once_an_epoch_as_without_a_service(address):
         # Batches come in another order, and are the same.
         assert sorted(bits(stream)) == sorted(bits(data.training_batches(number)))
     wanted = labels(data.training_batches(0))
-    one, other = list(remote.train), list(remote.train)
+    train = remote.train
+    one, other = list(train), list(train)
     assert sorted(bits(one)) != sorted(bits(other))
     assert labels(one) == labels(other) == wanted
     assert bits(remote.test) == bits(data.test)

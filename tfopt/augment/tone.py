@@ -23,13 +23,18 @@ def brighten(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 def contrast(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Spreads values around the mean light: 0 is even grey, 1 the image."""
-    shape = tf.shape(images)
-    pixels = shape[1] * shape[2]
-    # One product in place of a mean of a product: several times as fast.
-    mean = tf.linalg.matvec(
-        tf.reshape(images, (shape[0], -1)), tf.tile(_light(images), [pixels]) / tf.cast(pixels, images.dtype)
-    )
-    return images * _each(factor) + _each(mean * (1.0 - factor))
+    return images * _each(factor) + _each(_mean_light(images) * (1.0 - factor))
+
+
+def _mean_light(images: tf.Tensor) -> tf.Tensor:
+    """The mean light of each image, shape (n,); of bytes to the last bit, whatever else is in the batch."""
+    channels, shape = images.shape[-1], tf.shape(images)
+    # A product is several times as fast as a sum over rows. Sums of bytes are whole numbers, exact in any order: those
+    # of a row in float32, up to 65,793 pixels, those of an image in float64.
+    rows = tf.reshape(images, (-1, shape[2] * channels)) @ tf.tile(tf.eye(channels), (shape[2], 1))
+    sums = tf.reduce_sum(tf.cast(tf.reshape(rows, (shape[0], shape[1], channels)), tf.float64), 1)
+    light = tf.cast(_light(images), tf.float64) / tf.cast(shape[1] * shape[2], tf.float64)
+    return tf.cast(tf.add_n(tf.unstack(sums * light, axis=1)), tf.float32)
 
 
 def saturate(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
