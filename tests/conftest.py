@@ -24,6 +24,18 @@ hypothesis.settings.load_profile("tests")
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same elements; the batches of the tests are too few to tune anything."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+# An iterator ends by waking its thread for autotuning, and TensorFlow 2.21 now and then loses that call: who deletes
+# it, or collects it as garbage, waits for as long again as it has lived, up to a minute. Each iterator calls this.
+tf.data.Dataset._apply_debug_options = without_autotuning
 # The converter collects garbage at each export; what is imported by now never becomes garbage.
 gc.freeze()
 
