@@ -35,7 +35,7 @@ class Journal:
 
         self._optuna, self._seed, self._pruner, self._spaces = optuna, seed, pruner, spaces
         self._distributions = {name: space.distribution() for name, space in spaces.items()}
-        self._directions = ["maximize" if each else "minimize" for each in maximize]
+        self._directions: list[Any] = ["maximize" if each else "minimize" for each in maximize]
         _mend(path)
         self._storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
         self._study = optuna.create_study(

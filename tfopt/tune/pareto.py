@@ -35,4 +35,4 @@ def pareto_front(values: np.ndarray, maximize: Sequence[bool]) -> np.ndarray:
     # [i, j]: point i against point j.
     no_worse = (costs[:, None] <= costs[None]).all(axis=-1)
     better = (costs[:, None] < costs[None]).any(axis=-1)
-    return ~(no_worse & better).any(axis=0)
+    return np.asarray(~(no_worse & better).any(axis=0))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -11,6 +12,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from tfopt.config import require
+from tfopt.train.strategies import is_one_device
 from tfopt.tune.trial import Ended, Job, run_trial
 
 # Between SIGTERM, at which a training saves, and SIGKILL.
@@ -24,6 +27,7 @@ def check_job(job: Job) -> None:
     Raises:
       ValueError: it cannot, with the reason.
     """
+    require(is_one_device(job.work.strategy), "with jobs above 1 each trial trains on one device: leave strategy out")
     try:
         pickle.dumps(job)
     except (pickle.PicklingError, TypeError, AttributeError, ValueError, NotImplementedError) as error:
@@ -52,7 +56,7 @@ def run_trials(
     if jobs == 1:
         while (next_one := take()) is not None:
             number, values = next_one
-            record(number, run_trial(job, number, values, lambda step, value, n=number: look(n, step, value)))
+            record(number, run_trial(job, number, values, functools.partial(look, number)))
         return
     with contextlib.ExitStack() as stack:
         busy: dict[Connection, _Worker] = {}
@@ -62,8 +66,9 @@ def run_trials(
                 worker.begin(*next_one)
                 busy[worker.connection] = worker
         while busy:
-            for connection in wait(list(busy)):
-                worker = busy.pop(connection)  # type: ignore[arg-type]
+            ready = wait(list(busy))
+            for connection in [each for each in busy if each in ready]:
+                worker = busy.pop(connection)
                 answer = worker.answer()
                 if isinstance(answer, _Question):
                     worker.connection.send(look(worker.number, answer.step, answer.value))

@@ -1,5 +1,6 @@
 """`search`: a recipe tried with many settings."""
 
+import functools
 import inspect
 import os
 import pathlib
@@ -83,10 +84,13 @@ def search(
         pruner is None or len(objectives) == 1,
         f"a pruner compares trials by one objective, and there are {len(objectives)}: leave the pruner out",
     )
+    times = [each for each in objectives if each.endswith("_ms")]
+    require(jobs == 1 or not times, f"trials that run at once disturb each other's {', '.join(times)}: take jobs=1")
     stages = check_spaces(recipe, spaces)
     work = work or Work()
     folder = pathlib.Path(workdir).expanduser().resolve()
-    name = recipe_name(recipe) if inspect.isfunction(recipe) else ""
+    function = recipe.func if isinstance(recipe, functools.partial) else recipe
+    name = recipe_name(function) if inspect.isfunction(function) else ""
     job = Job(recipe, name, objectives, work.replace(workdir=folder), folder)
     if jobs > 1:
         check_job(job)
@@ -125,8 +129,8 @@ def _run(job: Job, journal: Journal, trials: float, jobs: int) -> None:
     def record(number: int, ended: Ended) -> None:
         require(
             ended.state != "unmeasured",
-            f"the report of trial {number} has no {ended.reason!r}: sizes need the stage ExportTFLite or Benchmark, times "
-            "Benchmark, val_... a stage that trains; add it to the recipe, and take another workdir",
+            f"the report of trial {number} has no {ended.reason!r}: sizes need the stage ExportTFLite or Benchmark, "
+            "times Benchmark, val_... a stage that trains; add it to the recipe, and take another workdir",
         )
         if ended.state == "complete":
             journal.complete(number, ended.values)

@@ -33,6 +33,14 @@ class Job:
         """Where a trial keeps its files."""
         return self.workdir / "trials" / f"{number:04d}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A strategy belongs to its process; that of another one is one device again.
+        work = {name: value for name, value in vars(self.work).items() if name not in ("strategy", "report")}
+        return {**vars(self), "work": work}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, "work": Work(**state["work"])})
+
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
