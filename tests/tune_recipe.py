@@ -65,4 +65,4 @@ if __name__ == "__main__":
         stages, spaces, ("accuracy", "bytes"), int(trials), workdir=pathlib.Path(workdir), jobs=int(jobs)
     )
     for trial in found.trials:
-        print(trial.number, trial.state, dict(trial.parameters), dict(trial.values))
+        print(trial.number, trial.state, dict(trial.parameters), dict(trial.values))  # noqa: T201

@@ -9,7 +9,6 @@ from tfopt.report import Report
 OBJECTIVES: Mapping[str, bool] = {
     "accuracy": True,
     "val_accuracy": True,
-    "sparsity": True,
     "loss": False,
     "val_loss": False,
     "mean_absolute_error": False,

@@ -10,9 +10,13 @@ from tfopt.report.markup import Markup, element, join, table
 from tfopt.tune.result import Search, Trial
 
 
-def write(found: Search) -> None:
-    """Writes search.md and search.html to the workdir, each atomically."""
+def write_markdown(found: Search) -> None:
+    """Writes search.md to the workdir, atomically."""
     write_text(found.workdir / "search.md", markdown(found))
+
+
+def write_html(found: Search) -> None:
+    """Writes search.html to the workdir, atomically."""
     write_text(found.workdir / "search.html", page(found))
 
 

@@ -14,7 +14,7 @@ from tfopt.launch import recipe_name
 from tfopt.stage import Work
 from tfopt.tune.journal import Journal, points
 from tfopt.tune.objectives import OBJECTIVES, check_objectives
-from tfopt.tune.page import write
+from tfopt.tune.page import write_html, write_markdown
 from tfopt.tune.processes import check_job, run_trials
 from tfopt.tune.recipe import Recipe, check_spaces
 from tfopt.tune.result import Search, Trial
@@ -38,8 +38,8 @@ def search(
     """Tries a recipe with many settings and tells the best; goes on where an earlier call was killed.
 
     Each trial is a chain in a folder of its own, `<workdir>/trials/0007`. Stages that an earlier trial did with the
-    same settings, and the same ones before them, are taken over from it. The search is written to search.html and
-    search.md in the workdir after every trial.
+    same settings, and the same ones before them, are taken over from it. The workdir has search.md
+    after every trial, and search.html at the end.
 
     Args:
       recipe: a function that returns stages, such as `stages` of a recipe, or a list of stages.
@@ -107,7 +107,8 @@ def search(
         journal = Journal(folder / "journal.log", spaces, [OBJECTIVES[each] for each in objectives], seed, pruner)
         _run(job, journal, min(trials, points(spaces)), jobs)
         found = _found(job, journal)
-        write(found)
+        write_markdown(found)
+        write_html(found)
     if not any(each.state == "complete" for each in found.trials):
         reasons = "; ".join(f"trial {each.number}: {each.reason}" for each in found.trials[:3])
         raise RuntimeError(f"all {len(found.trials)} trials failed: {reasons}. Mend it and take another workdir")
@@ -139,7 +140,7 @@ def _run(job: Job, journal: Journal, trials: float, jobs: int) -> None:
         else:
             journal.fail(number, ended.reason)
         logging.info("trial %d of %g: %s %s %s", number, trials, ended.state, ended.values, ended.reason)
-        write(_found(job, journal))
+        write_markdown(_found(job, journal))
 
     run_trials(job, jobs, take, journal.is_bad, record)
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from tfopt.chain import run
 from tfopt.files import atomic_path
+from tfopt.report import Report
 from tfopt.stage import Stage, Work
 from tfopt.tune.objectives import measured
 from tfopt.tune.recipe import Recipe, build
@@ -65,7 +66,8 @@ def run_trial(job: Job, number: int, values: Mapping[str, Any], look: Look) -> E
         stages = build(job.recipe, values)
         work = job.work.replace(workdir=folder)
         _share(job, stages, work)
-        watch = _Watch(job.objectives[0], look if len(job.objectives) == 1 else lambda step, value: False)
+        watch = _Watch(job.objectives[0], look if len(job.objectives) == 1 else _never)
+        _look_back(folder, stages, watch)
         work = run([_Watched(stage, watch) for stage in stages], work, job.name)
     except _Pruned:
         return Ended("pruned")
@@ -83,10 +85,23 @@ class _Watch:
     objective: str
     look: Look
 
-    def __call__(self, work: Work) -> None:
-        value = measured(work.report, self.objective)
-        if value is not None and self.look(work.finished, value):
+    def __call__(self, report: Report) -> None:
+        value = measured(report, self.objective)
+        if value is not None and self.look(len(report.stages), value):
             raise _Pruned
+
+
+def _never(step: int, value: float) -> bool:
+    return False
+
+
+def _look_back(folder: pathlib.Path, stages: Sequence[Stage], watch: _Watch) -> None:
+    """Looks at the stages that were finished before, by this trial or another."""
+    for number, stage in enumerate(stages, 1):
+        done = folder / f"{number:02d}-{stage.name}" / "stage.json"
+        if not done.exists():
+            break
+        watch(Report.from_dict(json.loads(done.read_text(encoding="utf-8"))["report"]))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -94,7 +109,7 @@ class _Watched(Stage):
     """A stage that is looked at when it is done; to the chain and its folder it is the stage itself."""
 
     stage: Stage
-    watch: Callable[[Work], None]
+    watch: _Watch
     trains: ClassVar[bool] = False
 
     @property
@@ -109,7 +124,7 @@ class _Watched(Stage):
 
     def __call__(self, work: Work) -> Work:
         work = self.stage(work)
-        self.watch(work)
+        self.watch(work.report)
         return work
 
     def __repr__(self) -> str:
