@@ -200,7 +200,7 @@ def test_an_objective_that_is_not_measured_ends_the_search_at_once(tmp_path):
 
 @pytest.mark.parametrize("moment", ["in a stage", "between stages", "before a trial"])
 def test_an_interrupted_search_ends_as_another(moment, tmp_path, monkeypatch):
-    expected = tune.search(stages, SPACES, trials=16, workdir=tmp_path / "whole")
+    expected = tune.search(stages, SPACES, trials=9, workdir=tmp_path / "whole")
     owner, name = {
         "in a stage": (Last, "apply"),
         "between stages": (tfopt.tune.journal.Journal, "is_bad"),
@@ -211,7 +211,7 @@ def test_an_interrupted_search_ends_as_another(moment, tmp_path, monkeypatch):
     def break_off(*arguments):
         nonlocal calls
         calls += 1
-        if calls % 7 == 0:
+        if calls % 3 == 0:
             raise KeyboardInterrupt
         return method(*arguments)
 
@@ -219,14 +219,14 @@ def test_an_interrupted_search_ends_as_another(moment, tmp_path, monkeypatch):
         patch.setattr(owner, name, break_off)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
-                tune.search(stages, SPACES, trials=16, workdir=tmp_path / "broken")
+                tune.search(stages, SPACES, trials=9, workdir=tmp_path / "broken")
     # What a kill may leave: half a line, and Optuna's lock.
     with open(tmp_path / "broken" / "journal.log", "a") as file:
         file.write('{"op_code": 4, "worker_')
     os.symlink("journal.log", tmp_path / "broken" / "journal.log.lock")
-    found = tune.search(stages, SPACES, trials=16, workdir=tmp_path / "broken")
+    found = tune.search(stages, SPACES, trials=9, workdir=tmp_path / "broken")
     assert outcome(found) == outcome(expected)
-    assert len({tuple(each.parameters.values()) for each in found.trials}) == 16
+    assert len({tuple(each.parameters.values()) for each in found.trials}) == 9
 
 
 def test_a_search_is_continued_with_more_trials(tmp_path):
