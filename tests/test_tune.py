@@ -139,9 +139,10 @@ def test_the_same_seed_gives_the_same_trials(tmp_path):
     assert outcome(one)[0] != outcome(other)[0]
 
 
-def test_no_trial_is_repeated_and_a_small_space_is_tried_whole(tmp_path):
+def test_no_trial_is_repeated_and_a_small_space_is_tried_whole(tmp_path, caplog):
     spaces = {"x": tune.Range(0.2, 0.8, 0.2), "y": tune.Choice(1, 3, 5)}
     found = tune.search(stages, spaces, ("accuracy", "bytes"), trials=50, workdir=tmp_path)
+    assert "12 points only" in caplog.text
     tried = {(round(each.parameters["x"], 6), each.parameters["y"]) for each in found.trials}
     assert len(found.trials) == len(tried) == 12
     # x=0.8 beats the rest at each size; y=5 costs more than y=3 and brings less.

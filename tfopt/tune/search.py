@@ -46,7 +46,7 @@ def search(
       spaces: `Range` or `Choice` by the name of a parameter of the function, or by the path of a field of a stage,
         such as "Prune.final_sparsity" or "03-Train.fit.learning_rate".
       objectives: names from `tfopt.tune.objectives.OBJECTIVES`. With several the result is a Pareto front.
-      trials: how many in all, at least 1; those of earlier calls count.
+      trials: how many in all, at least 1; those of earlier calls count. A space of fewer points is tried whole.
       workdir: folder of the search.
       work: model, data and seed that each trial begins with; its workdir does not count.
       jobs: how many trials at once, in processes of their own; with 1 in this process, and the same seed gives the same
@@ -105,6 +105,8 @@ def search(
         claim(folder, mine)
         pruner = pruner or optuna.pruners.MedianPruner()
         journal = Journal(folder / "journal.log", spaces, [OBJECTIVES[each] for each in objectives], seed, pruner)
+        if trials > points(spaces):
+            logging.warning("the space has %g points only: it is tried whole", points(spaces))
         _run(job, journal, min(trials, points(spaces)), jobs)
         found = _found(job, journal)
         write_markdown(found)

@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from tfopt.chain import run
 from tfopt.files import atomic_path
@@ -110,7 +110,6 @@ class _Watched(Stage):
 
     stage: Stage
     watch: _Watch
-    trains: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
