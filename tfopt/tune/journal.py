@@ -1,6 +1,7 @@
 """The search's memory: Optuna's study in a journal file, written by one process only."""
 
 import itertools
+import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.config import require
 from tfopt.files import remove
 from tfopt.tune.spaces import Space
 
@@ -110,7 +110,12 @@ def _mend(path: pathlib.Path) -> None:
     """Takes away what a killed process left: its lock, and a line that it had not written to its end."""
     remove(path.with_name(f"{path.name}.lock"))
     if path.exists():
-        whole = path.read_bytes()
-        require(whole[:1] in (b"", b"{"), f"{path} is damaged: it is no journal of Optuna; use another workdir")
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} of {path} is damaged ({error}): use another workdir") from error
         with open(path, "r+b") as file:
-            file.truncate(whole.rfind(b"\n") + 1)
+            file.truncate(whole)

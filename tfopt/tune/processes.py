@@ -71,7 +71,7 @@ def run_trials(
                 worker = busy.pop(connection)
                 answer = worker.answer()
                 if isinstance(answer, _Question):
-                    worker.connection.send(look(worker.number, answer.step, answer.value))
+                    worker.tell(look(worker.number, answer.step, answer.value))
                 else:
                     record(worker.number, answer)
                     next_one = take()
@@ -109,7 +109,12 @@ class _Worker:
         if self.connection.closed:
             self._start()
         self.number = number
-        self.connection.send((number, values))
+        self.tell((number, values))
+
+    def tell(self, message: Any) -> None:
+        """Sends something; where it has died meanwhile, `answer` will say so."""
+        with contextlib.suppress(ConnectionError):
+            self.connection.send(message)
 
     def answer(self) -> "_Question | Ended":
         """What it says, which is how the trial ended where the process has died."""

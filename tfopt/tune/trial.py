@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -143,8 +142,7 @@ def _share(job: Job, stages: Sequence[Stage], work: Work) -> None:
     for folder in best:
         if not (work.workdir / folder.name).exists():
             with atomic_path(work.workdir / folder.name) as temporary:
-                # Finished files are never written again, so both may be the same one.
-                shutil.copytree(folder, temporary, copy_function=os.link)
+                shutil.copytree(folder, temporary)
 
 
 def _common(theirs: Mapping[str, Any], mine: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
