@@ -8,6 +8,15 @@ The first recipe to run: scikit-learn's digits need no download, and two minutes
 from collections.abc import Sequence
 
 import tfopt
+from tfopt import tune
+
+# For `python -m recipes.tune`.
+SPACES = {
+    "sparsity": tune.Range(0.5, 0.95, step=0.05),
+    "learning_rate": tune.Range(1e-3, 1e-2, log=True),
+    "filters": tune.Choice(16, 32, 64),
+    "Prune.fit.optimizer": tune.Choice("adam", "sgd"),
+}
 
 
 def stages(

@@ -1,6 +1,6 @@
 """tfopt: makes Keras 3 models smaller and faster, down to a verified LiteRT file."""
 
-from tfopt import augment, signals, tabular, text
+from tfopt import augment, signals, tabular, text, tune
 from tfopt.analyze.result import Sensitivity
 from tfopt.analyze.sensitivity import sensitivity
 from tfopt.analyze.stage import AnalyzeSensitivity
@@ -96,6 +96,7 @@ __all__ = [
     "signals",
     "tabular",
     "text",
+    "tune",
     "validate",
     "verify_tflite",
 ]
