@@ -13,10 +13,12 @@ from tfopt.invariants import Invariant, keeping
 from tfopt.progress import current_bar
 from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
 from tfopt.train.fit import Fit
+from tfopt.train.layer_rates import layer_factors, with_factors
 from tfopt.train.precision import computes_in, to_policy
 from tfopt.train.refused import refuse_keras_distribution
 from tfopt.train.replicas import on_strategy
 from tfopt.train.replicated import has_statistics
+from tfopt.train.smooth import smoothed
 from tfopt.train.strategies import is_one_device
 from tfopt.train.task import build_state, task_of
 from tfopt.workers.peers import Peers
@@ -56,6 +58,7 @@ def train(
     keeps_precision = fit.precision == "float32" and computes_in(model, "float32")
     trainee = model if keeps_precision else to_policy(model, fit.precision)
     whole = trainee
+    factors = layer_factors(model, fit.layer_rates or {})
     peers = Peers(strategy or tf.distribute.get_strategy())
     is_replicated = not is_one_device(peers.strategy)
     with contextlib.ExitStack() as stack:
@@ -67,9 +70,10 @@ def train(
             replicas = peers.strategy.num_replicas_in_sync
             trainee.has_equal_shares = data.sizes["train"] % data.batch_size % replicas == 0
         stack.enter_context(keeping(trainee, keep))
-        task.compile(
+        optimizer = fit.make_optimizer(epochs * steps)
+        smoothed(task, fit.label_smoothing).compile(
             trainee,
-            optimizer=fit.make_optimizer(epochs * steps),
+            optimizer=with_factors(optimizer, factors) if fit.layer_rates else optimizer,
             jit_compile=fit.uses_xla() and not (is_replicated and fit.jit_compile is None and has_statistics(whole)),
             steps_per_execution=max(fit.steps_per_execution, fit.synchronize_every),
         )
@@ -80,7 +84,8 @@ def train(
         logs = str(folder.parent / "tensorboard" / label)
         boards = [keras.callbacks.TensorBoard(logs)] if fit.tensorboard and peers.is_chief else []
         stop = [StopEarly(fit.early_stopping)] if fit.early_stopping else []
-        checkpoint = Checkpoint(folder / "checkpoint.npz", [*callbacks, *stop], writes=peers.is_chief)
+        lower = fit.rate_callbacks()
+        checkpoint = Checkpoint(folder / "checkpoint.npz", [*callbacks, *stop, *lower], writes=peers.is_chief)
         checkpoint.resume(trainee)
         first = checkpoint.epochs_done
         over = any(each.stopped for each in stop)
@@ -103,6 +108,7 @@ def train(
                 NanGuard(),
                 *callbacks,
                 *stop,
+                *lower,
                 checkpoint,
                 Advance(bar, first, steps),
                 *boards,
