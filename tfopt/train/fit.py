@@ -120,9 +120,7 @@ class Fit(Config):
         """A new optimizer for a training of so many steps."""
         rate = self.learning_rate
         make = _optimizers()[self.optimizer.lower()]
-        return make(
-            rate.over(steps) if isinstance(rate, Schedule | Plateau) else rate, global_clipnorm=self.clip_norm
-        )
+        return make(rate.over(steps) if isinstance(rate, Schedule | Plateau) else rate, global_clipnorm=self.clip_norm)
 
     def rate_callbacks(self) -> list[LowerOnPlateau]:
         """What changes the learning rate between epochs."""

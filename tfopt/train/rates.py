@@ -5,15 +5,16 @@ other.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import keras
 import numpy as np
 
 from tfopt.config import Config, require, require_fraction
 
-KerasSchedule = keras.optimizers.schedules.LearningRateSchedule
+KerasSchedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable("tfopt")
@@ -166,7 +167,7 @@ class CosineRestarts(Schedule):
         ends = [0, *np.rint((steps - rising) * np.cumsum(lengths) / lengths.sum()).astype(int).tolist()]
         cycles = [
             _cosine(self.peak * self.decay**number, self.final, end - start)
-            for number, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True))
+            for number, (start, end) in enumerate(itertools.pairwise(ends))
         ]
         return Joined(cycles, ends[1:-1])
 
@@ -218,7 +219,7 @@ class StepDecay(Schedule):
         super().__post_init__()
         between = [self.warmup, *self.drops, 1.0]
         require(
-            bool(self.drops) and between == sorted(between) and 0 < self.drops[0] and self.drops[-1] < 1,
+            bool(self.drops) and between == sorted(between) and self.drops[0] > 0 and self.drops[-1] < 1,
             f"drops must be ascending shares of the steps, above 0, from warmup={self.warmup} on and below 1, received "
             f"{self.drops!r}",
         )
@@ -259,9 +260,7 @@ class OneCycle(Schedule):
         require(0 < self.warmup <= 0.5, f"warmup must be in (0, 0.5], as falling takes as long: {self.warmup!r}")
         require_fraction("start", self.start)
         require_fraction("final", self.final, one=True)
-        require(
-            self.final <= self.start, f"final must not be above start={self.start!r}, received {self.final!r}"
-        )
+        require(self.final <= self.start, f"final must not be above start={self.start!r}, received {self.final!r}")
 
     def over(self, steps: int) -> KerasSchedule:
         """The schedule for a training of so many optimizer steps."""
