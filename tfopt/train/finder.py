@@ -32,7 +32,7 @@ class RateSweep(Record):
     Args:
       rates: the learning rate of each step, ascending.
       losses: the loss of each step's batch before it was learnt.
-      smoothed: their running mean.
+      smoothed: the mean around each, with weights that fall to both sides.
 
     >>> sweep = RateSweep((0.001, 0.01, 0.1, 1.0), (1.0, 0.9, 0.4, 0.35), (1.0, 0.9, 0.4, 0.35))
     >>> sweep.suggestion
@@ -94,8 +94,9 @@ def find_learning_rate(
       fit: how to train: optimizer, precision, weights of classes and so on; its learning rate plays no part.
       low: the rate of the first step, above 0.
       high: the rate of the last step, above `low`.
-      steps: how many, at least 10. It ends earlier when the smoothed loss is above 4 times its least value.
-      smoothing: share of the mean before in the running mean of the losses, in [0, 1).
+      steps: how many, at least 10. It ends earlier where the mean loss of the last ones is 4 times its least
+        value.
+      smoothing: how much less each further step counts in the mean around a loss, in [0, 1).
 
     Raises:
       ValueError: an argument is out of range, or the model cannot be trained so.
@@ -138,27 +139,25 @@ def find_learning_rate(
             break
         rates.append(float(schedule(step)))
         losses.append(float(logs["loss"]))
-        means = running_mean(losses, smoothing)
+        means.append(smooth(losses, smoothing)[-1])
         if means[-1] > 4 * min(means) > 0:
             break
     require(
         len(rates) > 1,
         f"the loss is not finite from the start, at the rate {low:g}: take a lower one, or look for extreme inputs",
     )
-    return RateSweep(tuple(rates), tuple(losses), tuple(means))
+    return RateSweep(tuple(rates), tuple(losses), tuple(smooth(losses, smoothing)))
 
 
-def running_mean(values: Sequence[float], smoothing: float) -> list[float]:
-    """The exponentially weighted mean up to each value, without a bias towards 0.
+def smooth(values: Sequence[float], smoothing: float) -> list[float]:
+    """The mean around each value, with weights that fall exponentially to both sides: it does not lag behind.
 
-    >>> running_mean([1.0, 1.0, 4.0], 0.5)
-    [1.0, 1.0, 2.7142857142857144]
+    >>> smooth([1.0, 1.0, 4.0], 0.5)
+    [1.42..., 1.75, 2.71...]
     """
-    means, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = smoothing * total + value, smoothing * weight + 1
-        means.append(total / weight)
-    return means
+    places = np.arange(len(values))
+    weights = smoothing ** np.abs(places[:, None] - places)
+    return (weights @ np.array(values) / weights.sum(axis=1)).tolist()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -165,6 +165,11 @@ class CosineRestarts(Schedule):
         # and begins a new cycle at the very end.
         lengths = self.growth ** np.arange(self.cycles)
         ends = [0, *np.rint((steps - rising) * np.cumsum(lengths) / lengths.sum()).astype(int).tolist()]
+        require(
+            ends[1] > 0,
+            f"the first of {self.cycles} cycles with growth={self.growth} would have no step of {steps}: take fewer "
+            "cycles, or train longer",
+        )
         cycles = [
             _cosine(self.peak * self.decay**number, self.final, end - start)
             for number, (start, end) in enumerate(itertools.pairwise(ends))
@@ -240,7 +245,7 @@ class OneCycle(Schedule):
 
     Args:
       peak: the highest learning rate, above 0; see `find_learning_rate`.
-      warmup: share of the steps spent rising, and again falling, in (0, 0.5].
+      warmup: share of the steps spent rising, and again falling, in (0, 0.5).
       start: share of the peak to begin with, in [0, 1).
       final: share of the peak that is left at the end, in [0, 1], not above `start`.
 
@@ -257,7 +262,10 @@ class OneCycle(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.warmup <= 0.5, f"warmup must be in (0, 0.5], as falling takes as long: {self.warmup!r}")
+        require(
+            0 < self.warmup < 0.5,
+            f"warmup must be in (0, 0.5), as falling takes as long and a last fall follows, received {self.warmup!r}",
+        )
         require_fraction("start", self.start)
         require_fraction("final", self.final, one=True)
         require(self.final <= self.start, f"final must not be above start={self.start!r}, received {self.final!r}")
@@ -265,6 +273,7 @@ class OneCycle(Schedule):
     def over(self, steps: int) -> KerasSchedule:
         """The schedule for a training of so many optimizer steps."""
         half, low = int(self.warmup * steps), self.start * self.peak
+        require(half > 0, f"warmup={self.warmup} of {steps} steps is none: train longer, or make it larger")
         pieces = [
             _line(low, self.peak, half),
             _line(self.peak, low, half),
