@@ -148,14 +148,15 @@ class Weights(keras.callbacks.Callback):
         self.seen.append(self.model.get_weights())
 
 
-def test_the_compiled_step_uses_the_schedule(tmp_path):
+@pytest.mark.parametrize("xla", [False, True])
+def test_the_compiled_step_uses_the_schedule(xla):
     # A constant gradient: each step moves the weight by the rate alone.
     x = np.ones((64, 1), "float32")
     data = tfopt.from_arrays((x, x), (x, x), (x, x), batch_size=8)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     rates = CosineRestarts(0.1, warmup=0.25, cycles=2)
     steps = Weights()
-    model.compile(tfopt.Fit(rates, optimizer="sgd").make_optimizer(16), loss=Output(), jit_compile=False)
+    model.compile(tfopt.Fit(rates, optimizer="sgd").make_optimizer(16), loss=Output(), jit_compile=xla)
     model.fit(data.train.repeat(2), shuffle=False, verbose=0, callbacks=[steps])
     moved = -np.diff([0.0, *(float(np.squeeze(each[0])) for each in steps.seen)])
     assert moved == pytest.approx([expected(rates, step, 16) for step in range(16)], abs=1e-6)
@@ -279,16 +280,14 @@ def distances(before, after):
 
 
 REFUSED = ("XLA", "two replicas")
+QUICK = [("XLA", "one device"), ("loss scaling", "two replicas")]
 # With XLA, two replicas are refused: the model has BatchNormalization.
 PLACES = [(way, where) for where in ("one device", "two replicas") for way in WAYS if (way, where) != REFUSED]
 
 
 @pytest.mark.parametrize(
     ("way", "where"),
-    [
-        pytest.param(*place, marks=[pytest.mark.slow] * (place[1] == "two replicas" and place[0] != "loss scaling"))
-        for place in PLACES
-    ],
+    [pytest.param(*place, marks=[pytest.mark.slow] * (place not in QUICK)) for place in PLACES],
 )
 def test_layers_move_by_their_rates(way, where, mirrored, tmp_path):
     x, y = blobs(60)
@@ -309,10 +308,12 @@ def test_layers_move_by_their_rates(way, where, mirrored, tmp_path):
 
 
 def test_rates_by_layer_resume(data, tmp_path):
-    options = {"layer_rates": {"conv": 0.1}, "optimizer": "adamw"}
+    options = {"layer_rates": {"head": 0.1}, "optimizer": "adamw", "model": linear()}
     whole, _ = fitted(tmp_path / "whole", data, callbacks=[Crash()], **options)
+    options["model"] = linear()
     with pytest.raises(KeyboardInterrupt):
         fitted(tmp_path / "broken", data, callbacks=[Crash(1, 3)], **options)
+    options["model"] = linear()
     resumed, _ = fitted(tmp_path / "broken", data, callbacks=[Crash()], **options)
     assert same(whole, resumed)
 

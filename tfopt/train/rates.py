@@ -102,7 +102,18 @@ class Schedule(Config):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Cosine(Schedule):
+class _Falling(Schedule):
+    """Base of those that fall to a share of their peak."""
+
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_fraction("final", self.final, one=True)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Cosine(_Falling):
     """A learning rate that rises during a warm-up and then falls along half a cosine to the end of training.
 
     Args:
@@ -116,18 +127,12 @@ class Cosine(Schedule):
     0.0
     """
 
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction("final", self.final, one=True)
-
     def _after(self, rising: int, steps: int) -> KerasSchedule:
         return _cosine(self.peak, self.final, steps - rising)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class CosineRestarts(Schedule):
+class CosineRestarts(_Falling):
     """Cosines one after the other: each falls from its peak, and the next begins at once at its own.
 
     Args:
@@ -145,14 +150,12 @@ class CosineRestarts(Schedule):
     [0.1, 0.05, 0.1, 0.05, 0.0]
     """
 
-    final: float = 0.0
     cycles: int = 3
     growth: float = 2.0
     decay: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_fraction("final", self.final, one=True)
         require(
             isinstance(self.cycles, int) and self.cycles >= 1,
             f"cycles must be a whole number from 1, received {self.cycles!r}",
@@ -178,7 +181,7 @@ class CosineRestarts(Schedule):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Polynomial(Schedule):
+class Polynomial(_Falling):
     """A learning rate that falls from its peak as a power of the steps that are left; along a line by default.
 
     Args:
@@ -191,12 +194,10 @@ class Polynomial(Schedule):
     [0.5, 0.125, 0.0]
     """
 
-    final: float = 0.0
     power: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_fraction("final", self.final, one=True)
         require(self.power > 0, f"power must be above 0, received {self.power!r}")
 
     def _after(self, rising: int, steps: int) -> KerasSchedule:
