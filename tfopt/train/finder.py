@@ -132,8 +132,6 @@ def find_learning_rate(
     losses: list[float] = []
     means: list[float] = []
     for step, batch in zip(range(steps), _endless(data), strict=False):
-        # Of this batch alone.
-        copy.reset_metrics()
         logs = copy.train_on_batch(*batch, class_weight=weights, return_dict=True)
         if not math.isfinite(logs["loss"]):
             break
