@@ -165,7 +165,7 @@ def test_frozen_models_and_no_epochs_are_refused(data, tmp_path):
             {"precision": "float16"},
             "precision must be one of float32, .*mixed_float16, received 'float16'",
         ),
-        ({"learning_rate": 0}, "learning_rate must be a number above 0 or a Cosine, received 0"),
+        ({"learning_rate": 0}, "learning_rate must be a number above 0 or a schedule such as Cosine, received 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be .* received nan"),
         ({"learning_rate": "fast"}, "learning_rate must be .* received 'fast'"),
         ({"steps_per_execution": 0}, "steps_per_execution must be at least 1, received 0"),

@@ -34,7 +34,8 @@ from tfopt.tflite.export import export_tflite
 from tfopt.tflite.stage import ExportTFLite
 from tfopt.tflite.verify import verify_tflite
 from tfopt.train import models
-from tfopt.train.fit import Cosine, Fit
+from tfopt.train.fit import Fit
+from tfopt.train.rates import Cosine
 from tfopt.train.replicas import on_strategy
 from tfopt.train.stage import Build, LoadModel, Train
 

@@ -13,8 +13,9 @@ from tfopt.config import require
 from tfopt.distill.accuracy import teacher_notes
 from tfopt.order import require_order
 from tfopt.stage import Outcome, Stage, Work
-from tfopt.train.fit import Cosine, Fit
+from tfopt.train.fit import Fit
 from tfopt.train.loop import train
+from tfopt.train.rates import Cosine
 from tfopt.train.stage import validate_training
 from tfopt.variables import LayerSelection
 

@@ -13,6 +13,7 @@ from tfopt.distill.losses import FLOOR, Kind, logits_of
 _KINDS: dict[str, Kind] = {
     "categorical_crossentropy": "softmax",
     "sparse_categorical_crossentropy": "softmax",
+    "SmoothedCrossentropy": "softmax",
     "categorical_focal_crossentropy": "softmax",
     "kl_divergence": "softmax",
     "binary_crossentropy": "sigmoid",
@@ -41,7 +42,7 @@ def kind_of(loss: Any) -> Kind:
     require(
         name in _KINDS,
         f"the loss {name!r} does not tell whether outputs are probabilities, logits or plain numbers, which "
-        f"distillation must know: compile the model with one of Keras' {', '.join(_KINDS)}",
+        f"distillation must know: compile the model with one of {', '.join(_KINDS)}",
     )
     return _KINDS[name]
 

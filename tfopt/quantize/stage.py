@@ -13,8 +13,9 @@ from tfopt.quantize.callback import FreezeRanges
 from tfopt.quantize.frozen import quantized_layers
 from tfopt.quantize.island import float_islands
 from tfopt.stage import Outcome, Stage, Work
-from tfopt.train.fit import Cosine, Fit
+from tfopt.train.fit import Fit
 from tfopt.train.loop import train
+from tfopt.train.rates import Cosine
 from tfopt.train.stage import validate_training
 from tfopt.train.task import task_of
 

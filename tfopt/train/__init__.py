@@ -1,5 +1,21 @@
 """Training: how a stage trains, resumes and computes."""
 
+from tfopt.train.finder import RateSweep, find_learning_rate
+from tfopt.train.rates import Cosine, CosineRestarts, OneCycle, Plateau, Polynomial, StepDecay
+from tfopt.train.regularize import regularized
+from tfopt.train.statistics import recalibrate
 from tfopt.train.strategies import strategy
 
-__all__ = ["strategy"]
+__all__ = [
+    "Cosine",
+    "CosineRestarts",
+    "OneCycle",
+    "Plateau",
+    "Polynomial",
+    "RateSweep",
+    "StepDecay",
+    "find_learning_rate",
+    "recalibrate",
+    "regularized",
+    "strategy",
+]

@@ -13,60 +13,10 @@ from tfopt.config import Config, require, require_fraction
 from tfopt.data import Data
 from tfopt.data.check import has_integer_labels
 from tfopt.distill.teaching import Teaching
+from tfopt.train.layer_rates import layer_factors
+from tfopt.train.rates import LowerOnPlateau, Plateau, Schedule
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Cosine(Config):
-    """A learning rate that rises during a warm-up and then falls along half a cosine to the end of training.
-
-    Args:
-      peak: the highest learning rate, above 0.
-      warmup: share of the steps spent rising from 0, in [0, 1).
-      final: share of the peak that is left at the end, in [0, 1].
-
-    Source: Loshchilov and Hutter, SGDR, 2017, arXiv:1608.03983, equation 5.
-
-    >>> float(Cosine(peak=0.1).over(100)(100))
-    0.0
-    """
-
-    peak: float = 1e-3
-    warmup: float = 0.0
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.peak > 0, f"peak must be above 0, received {self.peak!r}")
-        require_fraction("warmup", self.warmup)
-        require_fraction("final", self.final, one=True)
-
-    def scaled(self, batch_size: int, base: int = 256, warmup: float = 0.05) -> "Cosine":
-        """The schedule for another batch size, by the linear scaling rule: as many times the peak, after a warm-up.
-
-        Args:
-          batch_size: examples a step, of all replicas together.
-          base: the batch size that `peak` was found for.
-          warmup: the least share of the steps to rise in, where the peak becomes higher.
-
-        Source: Goyal et al., 2017, arXiv:1706.02677, section 2.
-
-        >>> Cosine(0.1).scaled(1024)
-        Cosine(peak=0.4, warmup=0.05)
-        """
-        rising = max(self.warmup, warmup) if batch_size > base else self.warmup
-        return dataclasses.replace(self, peak=self.peak * batch_size / base, warmup=rising)
-
-    def over(self, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-        """The schedule for a training of so many optimizer steps."""
-        rising = int(self.warmup * steps)
-        return keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0 if rising else self.peak,
-            decay_steps=max(1, steps - rising),
-            alpha=self.final,
-            warmup_target=self.peak if rising else None,
-            warmup_steps=rising,
-        )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -74,7 +24,7 @@ class Fit(Config):
     """How a stage trains: shared by `Train`, `Prune` and every other stage with epochs.
 
     Args:
-      learning_rate: a number above 0, or a `Cosine`.
+      learning_rate: a number above 0, a `Cosine` or another schedule of `tfopt.train`, or a `Plateau`.
       optimizer: a Keras optimizer by name.
       precision: "float32", "mixed_bfloat16" or "mixed_float16"; the model comes back in float32.
       jit_compile: compile the step with XLA; None: only where there is an accelerator. On CPUs XLA was 6 to 20
@@ -90,6 +40,9 @@ class Fit(Config):
         see `tfopt.on_strategy`.
       synchronize_every: steps that replicas train by themselves before they take the mean (local SGD); replaces
         `steps_per_execution`.
+      layer_rates: factors of the learning rate, above 0, by the name of a layer, or by what names begin with.
+      label_smoothing: share of each label that is given to all classes alike while training, in [0, 1); also in
+        val_loss.
       distill: what is learnt from a teacher as well as from the targets, such as `tfopt.distill.Teaching()`: from the
         model as it enters the stage. None: nothing.
 
@@ -98,7 +51,7 @@ class Fit(Config):
       ModuleNotFoundError: TensorBoard is asked for and not installed.
     """
 
-    learning_rate: float | Cosine = 1e-3
+    learning_rate: float | Schedule | Plateau = 1e-3
     optimizer: str = "adam"
     precision: str = "float32"
     jit_compile: bool | None = None
@@ -109,14 +62,23 @@ class Fit(Config):
     clip_norm: float | None = None
     micro_batches: int = 1
     synchronize_every: int = 1
+    layer_rates: Mapping[str, float] | None = None
+    label_smoothing: float = 0.0
     distill: Teaching | None = None
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
         require(
-            isinstance(rate, Cosine) or (isinstance(rate, int | float) and rate > 0),
-            f"learning_rate must be a number above 0 or a Cosine, received {rate!r}",
+            isinstance(rate, Schedule | Plateau) or (isinstance(rate, int | float) and rate > 0),
+            f"learning_rate must be a number above 0 or a schedule such as Cosine, received {rate!r}",
         )
+        require_fraction("label_smoothing", self.label_smoothing)
+        for name, factor in (self.layer_rates or {}).items():
+            require(
+                factor > 0,
+                f"layer_rates: the factor of {name!r} must be above 0, received {factor!r}; for layers that stay as "
+                "they are, use Train(layers=...)",
+            )
         require(
             self.precision in PRECISIONS,
             f"precision must be one of {', '.join(PRECISIONS)}, received {self.precision!r}",
@@ -146,6 +108,12 @@ class Fit(Config):
             weights is None or isinstance(weights, Mapping) or weights == "balanced",
             f'class_weight must be a dict, "balanced" or None, received {weights!r}',
         )
+        if isinstance(rate, Plateau) and self.early_stopping is not None:
+            require(
+                self.early_stopping > rate.patience,
+                f"early_stopping={self.early_stopping} ends training before Plateau(patience={rate.patience}) can "
+                "lower the rate: make it longer",
+            )
         names = sorted(_optimizers())
         require(
             str(self.optimizer).lower() in names,
@@ -160,7 +128,11 @@ class Fit(Config):
         """A new optimizer for a training of so many steps."""
         rate = self.learning_rate
         make = _optimizers()[self.optimizer.lower()]
-        return make(rate.over(steps) if isinstance(rate, Cosine) else rate, global_clipnorm=self.clip_norm)
+        return make(rate.over(steps) if isinstance(rate, Schedule | Plateau) else rate, global_clipnorm=self.clip_norm)
+
+    def rate_callbacks(self) -> list[LowerOnPlateau]:
+        """What changes the learning rate between epochs."""
+        return [LowerOnPlateau(self.learning_rate)] if isinstance(self.learning_rate, Plateau) else []
 
     def uses_xla(self) -> bool:
         """Whether the step is compiled with XLA on this machine."""
@@ -209,3 +181,4 @@ def check_training(model: Any, epochs: int, fit: Fit) -> None:
         bool(model.trainable_variables),
         f"the model {model.name!r} has nothing to train: all of its layers are frozen (set trainable = True)",
     )
+    layer_factors(model, fit.layer_rates or {})

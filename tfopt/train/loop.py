@@ -14,10 +14,12 @@ from tfopt.invariants import Invariant, keeping
 from tfopt.progress import current_bar
 from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
 from tfopt.train.fit import Fit
+from tfopt.train.layer_rates import layer_factors, with_factors
 from tfopt.train.precision import computes_in, to_policy
 from tfopt.train.refused import refuse_keras_distribution
 from tfopt.train.replicas import on_strategy
 from tfopt.train.replicated import has_statistics
+from tfopt.train.smooth import smoothed
 from tfopt.train.strategies import is_one_device
 from tfopt.train.task import build_state, task_of
 from tfopt.workers.peers import Peers
@@ -65,6 +67,7 @@ def train(
         whole, data = fit.distill.begin(student, data, entered, peers)
         callbacks = [*callbacks, SameTeacher(whole.teacher)]
     trainee = whole
+    factors = layer_factors(whole, fit.layer_rates or {})
     with contextlib.ExitStack() as stack:
         stack.enter_context(saves_when_asked())
         if is_replicated or fit.micro_batches > 1:
@@ -74,9 +77,10 @@ def train(
             replicas = peers.strategy.num_replicas_in_sync
             trainee.has_equal_shares = data.sizes["train"] % data.batch_size % replicas == 0
         stack.enter_context(keeping(trainee, keep))
-        task.compile(
+        optimizer = fit.make_optimizer(epochs * steps)
+        smoothed(task, fit.label_smoothing).compile(
             trainee,
-            optimizer=fit.make_optimizer(epochs * steps),
+            optimizer=with_factors(optimizer, factors) if fit.layer_rates else optimizer,
             jit_compile=fit.uses_xla() and not (is_replicated and fit.jit_compile is None and has_statistics(whole)),
             steps_per_execution=max(fit.steps_per_execution, fit.synchronize_every),
         )
@@ -87,7 +91,8 @@ def train(
         logs = str(folder.parent / "tensorboard" / label)
         boards = [keras.callbacks.TensorBoard(logs)] if fit.tensorboard and peers.is_chief else []
         stop = [StopEarly(fit.early_stopping)] if fit.early_stopping else []
-        checkpoint = Checkpoint(folder / "checkpoint.npz", [*callbacks, *stop], writes=peers.is_chief)
+        lower = fit.rate_callbacks()
+        checkpoint = Checkpoint(folder / "checkpoint.npz", [*callbacks, *stop, *lower], writes=peers.is_chief)
         checkpoint.resume(trainee)
         first = checkpoint.epochs_done
         over = any(each.stopped for each in stop)
@@ -110,6 +115,7 @@ def train(
                 NanGuard(),
                 *callbacks,
                 *stop,
+                *lower,
                 checkpoint,
                 Advance(bar, first, steps),
                 *boards,

@@ -1,7 +1,7 @@
-"""Changing the precision in which a model computes."""
+"""Changing the precision in which a model computes, and how a model is made anew from other configs."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -9,7 +9,6 @@ import keras
 from tfopt.graph import deep_graphs
 
 
-@deep_graphs()
 def to_policy(model: keras.Model, policy: str) -> keras.Model:
     """Rebuilds a model with another dtype policy in every layer.
 
@@ -29,19 +28,37 @@ def to_policy(model: keras.Model, policy: str) -> keras.Model:
     ['bfloat16', 'float32']
     """
     wanted = keras.DTypePolicy(policy)
-    layers = list(_layers(model))
-    for each in layers:
-        _check(model, each)
+    _check_all(model)
     is_mixed = wanted.compute_dtype != wanted.variable_dtype
     last = {id(layer) for layer in _output_layers(model)} if is_mixed else set()
+
+    def configure(layer: keras.Layer, config: Mapping[str, Any]) -> Any:
+        return _with_policy(config, wanted.variable_dtype if id(layer) in last else wanted.name)
+
+    return rebuild(model, configure)
+
+
+@deep_graphs()
+def rebuild(model: keras.Model, configure: Callable[[keras.Layer, Mapping[str, Any]], Any]) -> keras.Model:
+    """A copy of a model whose layers are made from other configs; all variables are as before, paths and names too.
+
+    The copy is not compiled, and has no constraints other than those in the layers' configs.
+
+    Args:
+      model: functional or Sequential, built; nested models and shared layers are fine.
+      configure: from a layer and its config, the config of its copy; for the layers of nested models, not for these.
+
+    Raises:
+      ValueError: for a subclassed or unbuilt model, and for one that Keras has quantized.
+    """
+    _check_all(model)
 
     def clone(layer: Any) -> Any:
         if not isinstance(layer, keras.Layer):
             return layer  # a plain operation, such as `x + 1`, has no state and follows its inputs
-        name = wanted.variable_dtype if id(layer) in last else wanted.name
-        return layer.__class__.from_config(_with_policy(layer.get_config(), name))
+        return layer.__class__.from_config(configure(layer, layer.get_config()))
 
-    compiled = [each for each in layers if isinstance(each, keras.Model) and each.compiled]
+    compiled = [each for each in _layers(model) if isinstance(each, keras.Model) and each.compiled]
     for each in compiled:
         each.compiled = False  # else Keras would rebuild losses and metrics, and fail on unregistered ones
     try:
@@ -77,6 +94,11 @@ def _layers(model: keras.Model) -> Iterator[keras.Layer]:
 def _is_graph(model: Any) -> bool:
     # Functional models, and subclasses made by `super().__init__(inputs, outputs)`, keep a graph.
     return isinstance(model, keras.Sequential) or hasattr(model, "_run_through_graph")
+
+
+def _check_all(model: keras.Model) -> None:
+    for layer in _layers(model):
+        _check(model, layer)
 
 
 def _check(model: keras.Model, layer: keras.Layer) -> None:

@@ -17,6 +17,7 @@ from tfopt.train.fit import Fit, check_training
 from tfopt.train.loop import train
 from tfopt.train.precision import to_policy
 from tfopt.train.replicas import check_replicas
+from tfopt.train.smooth import smoothed
 from tfopt.train.task import task_of
 from tfopt.variables import LayerSelection, all_layers, select_layers
 
@@ -171,7 +172,7 @@ def validate_training(work: Work, epochs: int, fit: Fit) -> None:
         # Not every model can be rebuilt in another precision.
         to_policy(model, fit.precision)
     check_data(data, model)
-    task_of(model, data)
+    smoothed(task_of(model, data), fit.label_smoothing)
     fit.class_weights(data)
     check_replicas(model, data, fit, work.strategy)
     check_teaching(work, fit)
