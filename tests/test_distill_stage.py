@@ -221,9 +221,8 @@ def test_rates_by_layer_and_smoothed_labels_while_distilling(teacher, data, tmp_
     fit = tfopt.Fit(3e-3, "sgd", label_smoothing=0.1, layer_rates={"out": 1e-9})
     stage = tfopt.Distill(teacher, 1, features=[("hidden", "hidden")], fit=fit)
     work = start(data, tmp_path, flat)
-    before = {each.path: each.numpy() for each in work.model.trainable_variables}
-    after = tfopt.run([stage], work)
-    changes = {each.path: np.abs(each.numpy() - before[each.path]).max() for each in after.model.trainable_variables}
-    assert changes.pop("out/kernel") < 1e-7
-    assert changes.pop("out/bias") < 1e-7
-    assert min(changes.values()) > 1e-5
+    before = work.model.get_weights()
+    after = tfopt.run([stage], work).model.get_weights()
+    changes = [np.abs(new - old).max() for new, old in zip(after, before, strict=True)]
+    assert max(changes[-2:]) < 1e-7
+    assert min(changes[:-2]) > 1e-5
