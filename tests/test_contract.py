@@ -113,7 +113,7 @@ def test_validate_changes_nothing(row, data, tmp_path):
 
 @pytest.mark.parametrize(
     "row",
-    quick(STAGES, *(set(STAGES) - {"Benchmark", "AnalyzeSensitivity", "PruneChannels", "Cluster", "Prune"})),
+    quick(STAGES, *(set(STAGES) - {"Benchmark", "AnalyzeSensitivity", "PruneChannels", "Cluster", "Prune", "Distill"})),
     indirect=True,
 )
 def test_result_resume_and_reload(row, data, tmp_path):

@@ -308,6 +308,7 @@ def fitted_with(model, callback, x, y):
     model.fit(x, y, batch_size=24, verbose=0, callbacks=[callback])
 
 
+@pytest.mark.slow
 def test_zeros_and_clusters_reach_the_files_integers(data, tmp_path):
     work = tfopt.run([tfopt.Train(1, FIT)], tfopt.Work(small_model(), data, tmp_path))
     model = keras.models.clone_model(work.model)

@@ -72,6 +72,7 @@ print(repr(float(sum(model.losses))))
 """
 
 
+@pytest.mark.slow
 def test_keras_reads_the_file_without_tfopt(trained, tmp_path):
     model = regularized(trained, l1=0.1, l2=0.2)
     model.save(tmp_path / "l1l2.keras")

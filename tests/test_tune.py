@@ -279,6 +279,7 @@ def test_stages_that_are_the_same_are_done_once(tmp_path):
         assert each.values["accuracy"] == pytest.approx(each.parameters["a"] + each.parameters["b"])
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_chain_that_a_run_would_be(tmp_path, data, trained):
     spaces = {"Prune.final_sparsity": tune.Range(0.5, 0.7, 0.1), "Prune.fit.optimizer": tune.Choice("adam", "sgd")}
     chain = [tfopt.Train(1), tfopt.Prune(0.5, 1)]
