@@ -91,7 +91,8 @@ def find_learning_rate(
     Args:
       model: a built Keras model; it stays as it was.
       data: the training split is read, more than once where it has fewer batches than `steps`.
-      fit: how to train: optimizer, precision, weights of classes and so on; its learning rate plays no part.
+      fit: how to train: optimizer, precision, weights of classes and so on; its learning rate and a teacher play no
+        part.
       low: the rate of the first step, above 0.
       high: the rate of the last step, above `low`.
       steps: how many, at least 10. It ends earlier where the mean loss of the last ones is 4 times its least
