@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfopt.config import require
 from tfopt.distill.losses import FLOOR, Kind, logits_of
+from tfopt.train.task import is_distribution
 
 _KINDS: dict[str, Kind] = {
     "categorical_crossentropy": "softmax",
@@ -85,14 +86,10 @@ def look_at(outputs: Any) -> list[Seen]:
 
 def _look_at(values: np.ndarray) -> Seen:
     require(values.ndim >= 2, f"an output has shape {values.shape}: expected (examples, …, classes or numbers)")
-    # A quantized model rounds each to 1/256.
-    rounding = min(values.shape[-1] / 512, 0.5)
     is_fraction = bool((values >= 0).all() and (values <= 1.01).all())
-    sums_to_one = bool(np.allclose(values.sum(-1), 1, atol=0.01 + rounding))
     rounds = is_fraction and bool((values == 0).any() and (values > 0).any())
     floor = max(FLOOR, float(values[values > 0].min()) / 2) if rounds else FLOOR
-    is_distribution = is_fraction and sums_to_one and values.shape[-1] > 1
-    return Seen(values.shape[1:], is_distribution, is_fraction, floor)
+    return Seen(values.shape[1:], values.shape[-1] > 1 and is_distribution(values), is_fraction, floor)
 
 
 def seen_from(plain: Any) -> list[Seen]:

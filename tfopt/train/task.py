@@ -111,8 +111,17 @@ def _ends_with(model: keras.Model, activation: Any) -> bool:
 def _is_distribution(model: keras.Model, data: Data) -> bool:
     """Whether outputs are probabilities, seen on a batch: however the model computes its softmax."""
     x = next(iter(data.batches("validation")))[0]
-    outputs = keras.ops.convert_to_numpy(model(x, training=False)).astype("float64")
-    # A quantization-aware model rounds each to 1/256.
+    return is_distribution(keras.ops.convert_to_numpy(model(x, training=False)))
+
+
+def is_distribution(outputs: np.ndarray) -> bool:
+    """Whether the numbers along the last axis are at least 0 and sum to 1, as far as a model that rounds can tell.
+
+    >>> is_distribution(np.array([[0.25, 0.75]])), is_distribution(np.array([[0.5, 0.75]]))
+    (True, False)
+    """
+    outputs = outputs.astype("float64")
+    # A quantized model rounds each to 1/256.
     rounding = min(outputs.shape[-1] / 512, 0.5)
     within = (outputs >= 0).all() and (outputs <= 1.01).all()
     return bool(within and np.allclose(outputs.sum(-1), 1, atol=0.01 + rounding))
