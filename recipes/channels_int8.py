@@ -4,9 +4,11 @@ python -m recipes.channels_int8 --dataset=fashion_mnist --data_dir=~/tensorflow_
 python -m recipes.channels_int8 --dataset=cifar10 --model=mlperf_resnet8_cifar10.keras --value_high=255
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import tfopt
+from tfopt.distill import Teaching
 
 
 def stages(
@@ -21,6 +23,9 @@ def stages(
     channels_epochs: int = 10,
     qat_epochs: int = 3,
     filters: int = 64,
+    flip: bool = False,
+    shift: int = 0,
+    distill: bool = False,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     qat_learning_rate: float = 5e-4,
@@ -39,6 +44,9 @@ def stages(
       channels_epochs: of the training after each of them.
       qat_epochs: of the quantization-aware training.
       filters: of every convolution of the DS-CNN.
+      flip: mirror half of the training images.
+      shift: move training images by up to so many pixels.
+      distill: whether the smaller models learn from the model as it entered the stage, too.
       batch_size: examples a training step.
       learning_rate: highest learning rate of the float trainings; it falls along a cosine.
       qat_learning_rate: the same, of the quantization-aware training.
@@ -48,17 +56,20 @@ def stages(
         start = [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
     else:
         start = [tfopt.LoadModel(model)]
+    augment = [tfopt.augment.Flip()] * flip + [tfopt.augment.PadCrop(shift)] * (shift > 0)
+    teaching = Teaching() if distill else None
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
+        *([tfopt.Augment(tuple(augment))] if augment else []),
         *start,
         tfopt.PruneChannels(
             target={"macs": macs},
             epochs=channels_epochs,
             iterations=iterations,
             layers="sensitivity" if sensitivity else None,
-            fit=fit,
+            fit=dataclasses.replace(fit, distill=teaching),
         ),
-        tfopt.QuantizeAware(qat_epochs, fit=tfopt.Fit(tfopt.Cosine(qat_learning_rate))),
+        tfopt.QuantizeAware(qat_epochs, fit=tfopt.Fit(tfopt.Cosine(qat_learning_rate), distill=teaching)),
         tfopt.ExportTFLite(),
         tfopt.Benchmark(),
     ]

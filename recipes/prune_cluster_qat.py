@@ -8,6 +8,8 @@ python -m recipes.prune_cluster_qat --dataset=cifar10 --model=mlperf_resnet8_cif
 from collections.abc import Sequence
 
 import tfopt
+from tfopt.distill import Teaching
+from tfopt.kernels import has_kernel
 
 
 def stages(
@@ -26,6 +28,9 @@ def stages(
     filters: int = 64,
     flip: bool = False,
     shift: int = 0,
+    distill: bool = False,
+    depthwise: bool = False,
+    refresh: int = 0,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     qat_learning_rate: float = 5e-4,
@@ -49,6 +54,9 @@ def stages(
       filters: of every convolution of the DS-CNN.
       flip: mirror half of the training images.
       shift: move training images by up to so many pixels.
+      distill: whether each training learns from the model as it entered it, too.
+      depthwise: whether depthwise kernels are pruned, too.
+      refresh: steps after which each weight may change its cluster; 0: never.
       batch_size: examples a training step.
       learning_rate: highest learning rate of the float training, half of it for the one that prunes; both fall along a
         cosine.
@@ -59,8 +67,9 @@ def stages(
         start = [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
     else:
         start = [tfopt.LoadModel(model)]
+    teaching = Teaching() if distill else None
     augment = [tfopt.augment.Flip()] * flip + [tfopt.augment.PadCrop(shift)] * (shift > 0)
-    fine = tfopt.Fit(tfopt.Cosine(qat_learning_rate))
+    fine = tfopt.Fit(tfopt.Cosine(qat_learning_rate), distill=teaching)
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
         *([tfopt.Augment(tuple(augment))] if augment else []),
@@ -68,11 +77,12 @@ def stages(
         tfopt.Prune(
             sparsity,
             prune_epochs,
-            fit=tfopt.Fit(tfopt.Cosine(learning_rate / 2)),
+            layers=has_kernel if depthwise else None,
+            fit=tfopt.Fit(tfopt.Cosine(learning_rate / 2), distill=teaching),
             pattern=pattern,
             criterion=criterion,
         ),
-        tfopt.Cluster(clusters, cluster_epochs, fit=fine),
+        tfopt.Cluster(clusters, cluster_epochs, refresh=refresh, fit=fine),
         tfopt.QuantizeAware(qat_epochs, fit=fine),
         tfopt.ExportTFLite(),
         tfopt.Benchmark(),

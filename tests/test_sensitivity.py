@@ -7,6 +7,7 @@ import pytest
 import tfopt
 from tfopt.evaluation import evaluate
 from tfopt.prune.magnitude import magnitude_mask
+from tfopt.train.statistics import recalibrate
 
 
 def test_sparsity_is_that_of_one_kernel_at_a_time(trained, data):
@@ -41,9 +42,35 @@ def test_ratio_removes_channels(trained, data):
     found = tfopt.sensitivity(trained, data, "ratio", levels=(0.0, 0.75))
     assert set(found.values) == {"conv", "hidden"}
     for layer, row in found.values.items():
-        assert row[0.0] == pytest.approx(found.baseline)
         small = tfopt.prune_channels(trained, layers={layer: 0.75}, multiple=1)
+        recalibrate(small, data)
         assert row[0.75] == pytest.approx(evaluate(small, data, "validation")["accuracy"])
+
+
+def test_ratio_measures_statistics_of_what_is_left(data):
+    """The second layer's inputs become far smaller without the first channels: statistics of before would hide it."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            keras.layers.Conv2D(8, 3, activation="relu", name="first"),
+            keras.layers.Conv2D(8, 3, use_bias=False, name="second"),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3, "softmax"),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", jit_compile=False)
+    model.fit(data.training_batches(), epochs=4, shuffle=False, verbose=0)
+    before = model.get_weights()
+    found = tfopt.sensitivity(model, data, "ratio", levels=(0.75,), layers=["first"])
+    small = tfopt.prune_channels(model, layers={"first": 0.75}, multiple=1)
+    stale = evaluate(small, data, "validation")["loss"]
+    recalibrate(small, data)
+    assert found.values["first"][0.75] == pytest.approx(evaluate(small, data, "validation")["loss"], rel=1e-4)
+    assert found.values["first"][0.75] < 0.95 * stale
+    assert all(np.array_equal(one, other) for one, other in zip(before, model.get_weights(), strict=True))
 
 
 def test_bits_round_weights(trained, data):

@@ -57,6 +57,15 @@ def select_kernels(
     return targets, skipped
 
 
+def has_kernel(layer: keras.Layer) -> bool:
+    """A predicate for `layers`: every layer with a kernel, depthwise ones too.
+
+    >>> has_kernel(keras.layers.DepthwiseConv2D(3)), has_kernel(keras.layers.ReLU())
+    (True, False)
+    """
+    return isinstance(layer, _DEPTHWISE) or any(hasattr(layer, name) for name in _KERNELS) or hasattr(layer, "cell")
+
+
 def _reason(layer: keras.Layer, variable: keras.Variable, chosen: bool, by_name: bool, purpose: str) -> str | None:
     if not chosen:
         return "not selected"

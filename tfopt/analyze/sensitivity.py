@@ -1,5 +1,6 @@
 """`sensitivity`: changes one layer at a time and evaluates the model."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,13 +13,15 @@ from tfopt.analyze.result import LEVELS, Kind, Sensitivity
 from tfopt.channels.plan import plan_channels
 from tfopt.channels.prune import prune_channels
 from tfopt.config import require, require_fraction
-from tfopt.data import as_data
+from tfopt.data import Data, as_data
+from tfopt.data.pipeline import Pipeline
 from tfopt.graph import deep_graphs
 from tfopt.kernels import select_kernels
 from tfopt.progress import current_bar
 from tfopt.prune.magnitude import magnitude_mask
 from tfopt.quantize.convolve import channel_axes
 from tfopt.quantize.integers import to_integers, weight_scales
+from tfopt.train.statistics import has_own_statistics, recalibrate
 from tfopt.train.task import task_of
 from tfopt.variables import LayerSelection, owned_variables, select_layers
 
@@ -40,7 +43,8 @@ def sensitivity(
       model: a trained Keras model; it stays as it is.
       data: what it was trained for; examples of the validation split are used.
       kind: "sparsity": the smallest weights of each kernel become zero. "ratio": channels are removed, of a functional
-        or Sequential model. "bits": weights are rounded to integers, a scale for each channel.
+        or Sequential model, and the statistics of BatchNormalization measured anew, on training examples. "bits":
+        weights are rounded to integers, a scale for each channel.
       levels: what is tried on each layer: fractions in [0, 1), or bits of 2 to 8; None: (0.5, 0.7, 0.8, 0.9),
         (0.125, 0.25, 0.5, 0.75) and (8, 4).
       layers: names of layers, or a predicate over layers; None: all that can be changed.
@@ -50,7 +54,8 @@ def sensitivity(
     Raises:
       ValueError: for values out of range, and where no layer can be changed.
 
-    Source: Li et al., Pruning Filters for Efficient ConvNets, 2017, arXiv:1608.08710, section 3.2.
+    Source: Li et al., Pruning Filters for Efficient ConvNets, 2017, arXiv:1608.08710, section 3.2; Li et al., EagleEye,
+    2020, arXiv:2007.02491, section 3.3 (statistics).
 
     >>> x = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
     >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2, "softmax")])
@@ -74,7 +79,7 @@ def sensitivity(
     (taken,) = known.batches("validation").unbatch().take(examples).batch(examples)
     batches = tf.data.Dataset.from_tensor_slices(taken).batch(known.batch_size)
     if kind == "ratio":
-        variants = list(_narrowed(model, levels, layers))
+        variants = list(_narrowed(model, known, examples, levels, layers))
     else:
         variants = list(_rewritten(model, kind, levels, layers))
 
@@ -133,14 +138,31 @@ def _rounded(layer: keras.layers.Layer, value: np.ndarray, bits: int) -> np.ndar
     return to_integers(value, scales, bits) * scales
 
 
-def _narrowed(model: keras.Model, levels: Sequence[float], layers: LayerSelection) -> Iterator[_Variant]:
+def _narrowed(
+    model: keras.Model, data: Data, examples: int, levels: Sequence[float], layers: LayerSelection
+) -> Iterator[_Variant]:
     """Variants with fewer channels in one group of layers, known by its first layer."""
     groups = plan_channels(model, ratio=0.0).groups
     chosen = {each.name for each in select_layers(model, layers)}
+    seen = _first_of_training(data, examples) if has_own_statistics(model) else None
+
+    def narrow(name: str, level: float) -> keras.Model:
+        smaller = prune_channels(model, layers={name: level}, multiple=1)
+        # With those of all channels, what is left computes nonsense, and every layer seems to cost as much.
+        if seen is not None:
+            recalibrate(smaller, seen)
+        return smaller
+
     for names in groups:
         name = next((each for each in names if each in chosen), None)
         if name is None:
             continue
         for level in levels:
-            ratios: Mapping[str, float] = {name: level}
-            yield name, level, functools.partial(prune_channels, model, layers=ratios, multiple=1)
+            yield name, level, functools.partial(narrow, name, level)
+
+
+def _first_of_training(data: Data, examples: int) -> Data:
+    """The same data with a few of its training examples, in memory: they are read for each variant."""
+    (taken,) = data.training_batches(augmented=False).unbatch().take(examples).batch(examples)
+    few = {**data.splits, "train": tf.data.Dataset.from_tensor_slices(taken)}
+    return dataclasses.replace(data, splits=few, augment=(), transform=None, read=None, pipeline=Pipeline())

@@ -41,11 +41,7 @@ def recalibrate(model: keras.Model, data: Data, batches: int | None = None) -> N
         batches is None or (isinstance(batches, int) and batches >= 1),
         f"batches must be None or a whole number from 1, received {batches!r}",
     )
-    layers = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
+    layers = _normalizations(model)
     require(
         bool(layers), f"{model.name!r} has no BatchNormalization that is trainable: there is nothing to recalibrate"
     )
@@ -75,6 +71,16 @@ def recalibrate(model: keras.Model, data: Data, batches: int | None = None) -> N
         mean = total / examples
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(tf.maximum(squares / examples - mean**2, 0.0))
+
+
+def has_own_statistics(model: keras.Model) -> bool:
+    """Whether there is something that `recalibrate` would measure."""
+    return bool(_normalizations(model))
+
+
+def _normalizations(model: keras.Model) -> list[Any]:
+    layers = model._flatten_layers()
+    return [each for each in layers if isinstance(each, keras.layers.BatchNormalization) and each.trainable]
 
 
 @contextlib.contextmanager
