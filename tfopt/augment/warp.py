@@ -68,9 +68,8 @@ def warp(
 def _windows(images: tf.Tensor, transforms: tf.Tensor, fill: float) -> tf.Tensor:
     """Bilinear values of a window of each image, which transforms without turn and shear lead to."""
     shape = tf.shape(images)
-    last_y, last_x = tf.unstack(tf.cast(shape[1:3] - 1, tf.float32))
-    a, _, c, _, e, f, _, _ = tf.unstack(transforms, axis=-1)
-    boxes = tf.stack([f, c, e * last_y + f, a * last_x + c], -1)
+    first, last = (0.0, 0.0, 1.0), (*tf.unstack(tf.cast(shape[2:0:-1] - 1, tf.float32)), 1.0)
+    boxes = tf.reshape(tf.matmul(tf.stack([first, last]), _rows(transforms, shape), transpose_b=True), (-1, 4))
     return _sampled(images, boxes, tf.range(shape[0]), shape[1:3], fill)
 
 
@@ -83,11 +82,18 @@ def _points(images: tf.Tensor, transforms: tf.Tensor, fill: float) -> tf.Tensor:
     count, high, wide = shape[0], shape[1], shape[2]
     x, y = tf.meshgrid(tf.range(tf.cast(wide, tf.float32)), tf.range(tf.cast(high, tf.float32)))
     grid = tf.reshape(tf.stack([x, y, tf.ones_like(x)], -1), (-1, 3))
-    # Top and left are bottom and right too.
-    places = tf.gather(tf.reshape(transforms[:, :6], (-1, 2, 3)), [1, 0, 1, 0], axis=1)
-    boxes = tf.reshape(tf.matmul(grid, places, transpose_b=True), (-1, 4))
+    # Top and left of a window are its bottom and right too.
+    rows = tf.tile(_rows(transforms, shape), (1, 2, 1))
+    boxes = tf.reshape(tf.matmul(grid, rows, transpose_b=True), (-1, 4))
     which = tf.reshape(tf.broadcast_to(tf.range(count)[:, None], (count, high * wide)), (-1,))
     return tf.reshape(_sampled(images, boxes, which, (1, 1), fill), shape)
+
+
+def _rows(transforms: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """What (x, y, 1) in the result is multiplied with for row and column in `_sampled`, shape (n, 2, 3)."""
+    across, down = tf.unstack(tf.reshape(transforms[:, :6], (-1, 2, 3)), axis=1)
+    # In the bordered image all is one pixel further, and its last pixel at 1.
+    return (tf.stack([down, across], 1) + (0.0, 0.0, 1.0)) / tf.cast(shape[1:3] + 1, tf.float32)[:, None]
 
 
 def _sampled(
@@ -97,16 +103,14 @@ def _sampled(
 
     Args:
       images: float32, shape (n, h, w, c).
-      boxes: first row, first column, last row and last column in pixels, float32, shape (boxes, 4).
+      boxes: first row, first column, last row and last column as parts of the bordered image, shape (boxes, 4).
       which: a box's image, int32, shape (boxes,).
       size: rows and columns of a grid.
       fill: the value outside of the image.
     """
     # With a border, places less than a pixel outside are mixed from the image and what is around it.
     padded = tf.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
-    last = tf.cast(tf.shape(padded)[1:3] - 1, tf.float32)
-    shares = (boxes + 1.0) / tf.concat([last, last], 0)
-    return tf.image.crop_and_resize(padded, shares, which, size, extrapolation_value=fill)
+    return tf.image.crop_and_resize(padded, boxes, which, size, extrapolation_value=fill)
 
 
 def _nearest(images: tf.Tensor, transforms: tf.Tensor, fill: float) -> tf.Tensor:
