@@ -3,9 +3,8 @@
     python -m recipes.benchmarks.augmentation --side=64 --rounds=9
 
 All in one process, on the same images and the same threads, in turns: medians of times, and of the ratios of each turn.
-Times are the processor's, of all threads of the process together: other processes on the machine do not count as much as
-on a clock, though they still take from the caches; with one thread it is what a batch costs, with several it says nothing
-about how well they share the work.
+Times are the processor's, of all threads of the process together: those of other processes on the machine do not count,
+though they share its caches. On one thread that is what a batch costs; how well several share the work it does not tell.
 Ours give images of the type that they take; of uint8 most of Keras' make float32: the last column is with a cast back.
 """
 

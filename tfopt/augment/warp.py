@@ -91,9 +91,9 @@ def _points(images: tf.Tensor, transforms: tf.Tensor, fill: float) -> tf.Tensor:
 
 def _rows(transforms: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
     """What (x, y, 1) in the result is multiplied with for row and column in `_sampled`, shape (n, 2, 3)."""
-    across, down = tf.unstack(tf.reshape(transforms[:, :6], (-1, 2, 3)), axis=1)
+    rows = tf.reverse(tf.reshape(transforms[:, :6], (-1, 2, 3)), (1,))
     # In the bordered image all is one pixel further, and its last pixel at 1.
-    return (tf.stack([down, across], 1) + (0.0, 0.0, 1.0)) / tf.cast(shape[1:3] + 1, tf.float32)[:, None]
+    return (rows + tf.constant((0.0, 0.0, 1.0))) / tf.cast(shape[1:3] + 1, tf.float32)[:, None]
 
 
 def _sampled(
