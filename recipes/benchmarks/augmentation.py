@@ -4,7 +4,7 @@
 
 All in one process, on the same images and the same threads, in turns: medians of times, and of the ratios of each turn.
 Times are the processor's, of all threads of the process together: those of other processes on the machine do not count,
-though they share its caches. On one thread that is what a batch costs; how well several share the work it does not tell.
+though they share its caches. On one thread that is what a batch costs; how well several share the work is not told.
 Ours give images of the type that they take; of uint8 most of Keras' make float32: the last column is with a cast back.
 """
 
