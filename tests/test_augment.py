@@ -195,6 +195,47 @@ def test_shifts_and_shears_are_pillows():
     assert np.mean(sheared[0].numpy() != np.asarray(expected)) < 0.02
 
 
+@pytest.mark.parametrize("fill", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize(
+    ("change", "upright"),
+    [
+        ({"degrees": 37.0, "shear": (0.3, -0.2)}, False),
+        ({"shift": (2.3, -4.6), "zoom": 1.3}, False),
+        ({"shift": (2.3, -4.6), "zoom": 1.3}, True),
+        ({"zoom": 0.4}, True),
+        ({"shift": (-3.0, 5.0)}, True),
+        ({"shift": (90.0, 0.0)}, True),
+    ],
+)
+def test_bilinear_moves_are_tensorflows(change, upright, dtype, fill):
+    x = tf.constant(picture()[None])
+    x = x if dtype == "uint8" else tf.cast(x, tf.float32) / 255.0
+    transform = matrices((20, 24), **{**change, "degrees": tf.constant([change.get("degrees", 0.0)])})
+    expected = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(x, tf.float32),
+        transforms=transform,
+        output_shape=(20, 24),
+        fill_value=fill,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+    made = tf.cast(warp(x, transform, fill=fill, upright=upright), tf.float32)
+    # Bytes are rounded, so they lie at most a half away.
+    np.testing.assert_allclose(made, expected, atol=0.501 if dtype == "uint8" else 3e-5)
+
+
+@pytest.mark.parametrize(
+    "operation", [augment.Affine(30.0, 0.2, 10.0), augment.Affine(shift=0.2, zoom=(0.7, 1.4))], ids=repr
+)
+def test_moves_are_to_the_last_bit_whatever_else_is_in_the_batch(operation):
+    x = np.random.default_rng(0).random((40, 17, 23, 3), "float32")
+    made = operation(x, np.arange(40)).numpy()
+    for size in (1, 2, 7, 33):
+        np.testing.assert_array_equal(operation(x[:size], np.arange(size)), made[:size])
+    np.testing.assert_array_equal(operation(x[39], 39), made[39])
+
+
 def test_zoom_keeps_the_middle():
     x = np.zeros((1, 9, 9, 1), "uint8")
     x[0, 4, 4] = 200

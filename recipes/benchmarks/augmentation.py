@@ -3,6 +3,8 @@
     python -m recipes.benchmarks.augmentation --side=64 --rounds=9
 
 All in one process, on the same images and the same threads, in turns: medians of times, and of the ratios of each turn.
+Times are the processor's, of all threads of the process together: those of other processes on the machine do not count,
+though they share its caches. On one thread that is what a batch costs; how well several share the work is not told.
 Ours give images of the type that they take; of uint8 most of Keras' make float32: the last column is with a cast back.
 """
 
@@ -19,6 +21,7 @@ from absl import app, flags
 
 from recipes.benchmarks.rounds import ROUNDS
 from tfopt import augment
+from tfopt.config import require
 from tfopt.report import describe_environment
 
 _SIDE = flags.DEFINE_integer("side", 64, "Height and width of the images.", lower_bound=8)
@@ -26,6 +29,7 @@ _BATCH = flags.DEFINE_integer("batch", 128, "Images a batch.", lower_bound=1)
 _BATCHES = flags.DEFINE_integer("batches", 8, "Batches in a turn.", lower_bound=1)
 _FLOAT = flags.DEFINE_bool("float", False, "Images as float32 in [0, 1] in place of uint8.")
 _THREADS = flags.DEFINE_integer("threads", 1, "Threads of the pipeline.", lower_bound=1)
+_ONLY = flags.DEFINE_list("only", [], "Names of operations in the table, if not all.")
 
 Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -58,7 +62,7 @@ def variants(side: int) -> dict[str, tuple[Change, Change | None]]:
     layers, high = keras.layers, {"value_range": (0, 1) if _FLOAT.value else (0, 255)}
     four = (augment.Flip(), augment.Brightness(), augment.Contrast(), augment.Saturation())
     kept = side * 7 // 8
-    return {
+    every = {
         "flip": (augment.Flip(), of_keras(layers.RandomFlip("horizontal"))),
         "crop": (augment.Crop(kept, kept), of_keras(layers.RandomCrop(kept, kept))),
         "pad and crop": (augment.PadCrop(4), None),
@@ -77,6 +81,9 @@ def variants(side: int) -> dict[str, tuple[Change, Change | None]]:
         "TrivialAugment": (augment.TrivialAugment(), None),
         "4 operations": (lambda images, seeds: augment.chain(four, images, seeds), by_hand),
     }
+    unknown = set(_ONLY.value) - set(every)
+    require(not unknown, f"--only takes names out of {sorted(every)}, received {sorted(unknown)}")
+    return {name: pair for name, pair in every.items() if name in _ONLY.value or not _ONLY.value}
 
 
 def pipeline(images: np.ndarray, change: Change, threads: int) -> tf.data.Dataset:
@@ -90,14 +97,14 @@ def pipeline(images: np.ndarray, change: Change, threads: int) -> tf.data.Datase
 
 
 def seconds(batches: tf.data.Dataset) -> float:
-    """How long an element takes, without the first: an epoch has one start and many batches."""
+    """Processor time of an element, without the first: an epoch has one start and many batches."""
     elements = iter(batches)
     next(elements)
-    started, count = time.perf_counter(), 0
+    started, count = time.process_time(), 0
     for each in elements:
         count += 1
         del each
-    return (time.perf_counter() - started) / count
+    return (time.process_time() - started) / count
 
 
 def main(_: list[str]) -> None:
@@ -129,7 +136,7 @@ def main(_: list[str]) -> None:
     each["jpeg"] *= count
     table = rich.table.Table(
         "augmentation",
-        "µs an image",
+        "CPU µs an image",
         "of a JPEG's decoding",
         "Keras or tf.image, µs",
         "times as fast",

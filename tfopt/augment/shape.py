@@ -213,7 +213,8 @@ class Affine(Augmentation):
             (right * tf.cast(size[1], tf.float32), down * tf.cast(size[0], tf.float32)),
             zoom,
         )
-        return warp(images, transforms, self.interpolation, self.fill)
+        upright = not (self.degrees or self.shear)
+        return warp(images, transforms, self.interpolation, self.fill, upright)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
