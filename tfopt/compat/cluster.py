@@ -52,8 +52,8 @@ class ClusterWeights(LayerWrapper):
     """A layer whose kernels have few different values, which go on learning; made by `cluster_weights`.
 
     Weights are clustered when the layer is built. From then on the weights of a cluster move together, by the mean of
-    what each step moves them: constraints on the variables, in any kind of training. To which cluster each weight belongs
-    is saved with the model.
+    what each step moves them: constraints on the variables, in any kind of training. To which cluster each weight
+    belongs is saved with the model.
     """
 
     prefix = "cluster"
@@ -67,12 +67,11 @@ class ClusterWeights(LayerWrapper):
         cluster_per_channel: bool = False,
         **kwargs: Any,
     ) -> None:
-        self_initialization = _initialization(cluster_centroids_init)
-        check_method(number_of_clusters, self_initialization, 0)
+        kind = _kind(cluster_centroids_init)
+        check_method(number_of_clusters, _INITIALIZATIONS.get(kind, "linear"), 0)
         super().__init__(layer, **kwargs)
-        self.number_of_clusters, self.cluster_centroids_init = number_of_clusters, cluster_centroids_init
+        self.number_of_clusters, self.cluster_centroids_init = number_of_clusters, kind
         self.preserve_sparsity, self.cluster_per_channel = preserve_sparsity, cluster_per_channel
-        self.initialization = self_initialization
         require_clusterable(self.layer)
 
     def build(self, input_shape: Any = None) -> None:
@@ -95,7 +94,9 @@ class ClusterWeights(LayerWrapper):
                     " a channel" if per_channel else "",
                 )
                 continue
-            clustered, members = cluster(values, self.number_of_clusters, self.initialization, per_channel)
+            clustered, members = cluster(
+                values, self.number_of_clusters, self.cluster_centroids_init, per_channel, self.preserve_sparsity
+            )
             indices = self.add_weight(
                 name=f"{variable.name}_pulling_indices",
                 shape=variable.shape,
@@ -145,35 +146,43 @@ class Together:
 
 
 def cluster(
-    values: np.ndarray, count: int, initialization: Initialization, per_channel: bool
+    values: np.ndarray, count: int, initialization: CentroidInitialization, per_channel: bool, keep_zeros: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clustered weights, and the cluster of each.
 
     Args:
       values: weights.
-      count: of clusters, zero included where there are zeros.
+      count: of clusters.
       initialization: of the centroids.
       per_channel: whether each slice along the last axis has clusters of its own.
+      keep_zeros: whether weights that are zero stay zero; they are one of the clusters then.
 
     Returns:
-      Weights of the same shape and type, and numbers from 1; 0 for weights that are zero.
+      Weights of the same shape and type, and numbers from 1; 0 for zeros that are kept.
 
-    >>> clustered, members = cluster(np.array([0.0, 1.0, 1.2, 5.0]), 3, "linear", False)
+    >>> clustered, members = cluster(np.array([0.0, 1.0, 1.2, 5.0]), 3, CentroidInitialization.LINEAR, False, True)
     >>> clustered.round(2).tolist(), members.tolist()
     ([0.0, 1.0, 1.0, 5.0], [0, 1, 1, 2])
     """
     rows = values.reshape(-1, values.shape[-1]).T if per_channel else values.reshape(1, -1)
     clustered, members = np.zeros(rows.shape), np.zeros(rows.shape, "int32")
     for row, weights in enumerate(rows.astype("float64")):
-        alive = weights != 0
+        alive = (weights != 0) | (not keep_zeros)
         if not alive.any():
             continue
-        centroids = first_centroids(weights[alive], count - bool((~alive).any()), initialization)
+        centroids = _centroids(weights[alive], count - bool((~alive).any()), initialization)
         chosen = nearest(weights[alive], centroids)
         clustered[row, alive], members[row, alive] = centroids[chosen], 1 + row * count + chosen
     if per_channel:
         clustered, members = clustered.T, members.T
     return clustered.reshape(values.shape).astype(values.dtype), members.reshape(values.shape)
+
+
+def _centroids(weights: np.ndarray, count: int, initialization: CentroidInitialization) -> np.ndarray:
+    if initialization in _INITIALIZATIONS:
+        return first_centroids(weights, count, _INITIALIZATIONS[initialization])
+    drawn = np.random.default_rng(0).uniform(weights.min(), weights.max(), count)
+    return np.sort(drawn).astype("float32")
 
 
 def cluster_weights(
@@ -191,9 +200,9 @@ def cluster_weights(
 
     Args:
       to_cluster: a functional or Sequential model, a layer, or a list of layers.
-      number_of_clusters: different values in a kernel, at least 2, zero included where the kernel has zeros.
+      number_of_clusters: different values in a kernel, at least 2.
       cluster_centroids_init: where clusters begin, a `CentroidInitialization`.
-      preserve_sparsity: zeros stay zeros in any case; with False a kernel's zeros are kept all the same.
+      preserve_sparsity: whether weights that are zero, as after pruning, stay zero; they are one of the clusters then.
       cluster_per_channel: whether each output channel of Conv2D layers has clusters of its own.
       **kwargs: for the wrapper around a single layer, such as input_shape.
 
@@ -285,15 +294,9 @@ def require_clusterable(layer: keras.Layer) -> None:
     )
 
 
-def _initialization(wanted: str) -> Initialization:
+def _kind(wanted: str) -> CentroidInitialization:
     try:
-        kind = CentroidInitialization(wanted)
+        return CentroidInitialization(wanted)
     except ValueError:
         names = ", ".join(f"CentroidInitialization.{each.name}" for each in CentroidInitialization)
         raise ValueError(f"cluster_centroids_init must be one of {names}; received {wanted!r}") from None
-    require(
-        kind in _INITIALIZATIONS,
-        "CentroidInitialization.RANDOM is not there, since what it gives depends on chance and is worse than the others: "
-        "take KMEANS_PLUS_PLUS or LINEAR",
-    )
-    return _INITIALIZATIONS[kind]

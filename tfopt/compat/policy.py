@@ -24,8 +24,8 @@ class PruningPolicy(abc.ABC):
 class PruneForLatencyOnXNNPack(PruningPolicy):
     """Prunes the 1 x 1 convolutions that XNNPACK computes faster where they are sparse.
 
-    What stands in the way is an error that names it. See `tfopt.prune.policy.pays_on_xnnpack` for where they are faster:
-    on ARM, in float32 files, from about 70 % zeros on.
+    What stands in the way is an error that names it. They are faster on ARM, in float32 files, from about 70 % zeros
+    on; see `tfopt.prune.policy.pays_on_xnnpack`.
 
     Source: Elsen et al., Fast Sparse ConvNets, 2020, arXiv:1911.09723.
     """

@@ -227,7 +227,8 @@ def prune_low_magnitude(
         pruned = rebuild(to_prune, wrap)
         require(
             bool(layers_of(pruned, PruneLowMagnitude)),
-            f"the model {to_prune.name!r} has no layer that can be pruned: none has a kernel, or the policy allows none",
+            f"the model {to_prune.name!r} has no layer that can be pruned: none has a kernel, or the policy "
+            "allows none",
         )
         return pruned
     require(
@@ -282,9 +283,9 @@ def require_prunable(layer: keras.Layer) -> None:
     says = hasattr(layer, "get_prunable_weights")
     require(
         says or is_keras(layer) or (layer.built and not layer.weights),
-        f"the layer {layer.name!r} is of a class of your own, {type(layer).__name__}, which does not say what is pruned "
-        "of it: derive it from tfopt.compat.sparsity.keras.PrunableLayer and define get_prunable_weights(self), which "
-        "returns its variables to prune, an empty list for none",
+        f"the layer {layer.name!r} is of a class of your own, {type(layer).__name__}, which does not say what is "
+        "pruned of it: derive it from tfopt.compat.sparsity.keras.PrunableLayer and define "
+        "get_prunable_weights(self), which returns its variables to prune, an empty list for none",
     )
 
 

@@ -44,8 +44,8 @@ class UpdatePruningStep(keras.callbacks.Callback):
         found = [layer for layer in layers_of(self.model, PruneLowMagnitude) if layer.prunable_variables()]
         require(
             bool(found),
-            f"the model {self.model.name!r} has nothing to prune: wrap it, or layers of it that have trainable kernels, "
-            "in prune_low_magnitude",
+            f"the model {self.model.name!r} has nothing to prune: wrap it, or layers of it that have trainable "
+            "kernels, in prune_low_magnitude",
         )
         require(
             self.model.optimizer is not None,
