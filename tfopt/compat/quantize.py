@@ -109,7 +109,7 @@ def quantize_scope(*args: dict[str, Any]) -> Any:
     """
     every = keras.saving.get_custom_objects()
     own = {name.partition(">")[2]: each for name, each in every.items() if name.startswith("tfopt>")}
-    return keras.utils.custom_object_scope(*args, own)
+    return keras.utils.CustomObjectScope({name: each for classes in (own, *args) for name, each in classes.items()})
 
 
 def _unwrap(model: keras.Model) -> tuple[keras.Model, set[int], dict[str, int]]:
