@@ -64,11 +64,11 @@ class UpdatePruningStep(keras.callbacks.Callback):
         # Not in on_train_begin: callbacks that restore weights do it there, perhaps after this one.
         if self._started:
             return
-        self._start()
         steps = self.params.get("steps") if self.params else None
         if steps is not None:
             for layer in self.prunable_layers:
-                _require_zeros(layer, layer.step() + (self.params["epochs"] - epoch) * steps)
+                _require_zeros(layer, self._step() + (self.params["epochs"] - epoch) * steps)
+        self._start()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Before the first step of a loop without on_epoch_begin, applies the masks due by then."""
@@ -97,11 +97,14 @@ class UpdatePruningStep(keras.callbacks.Callback):
         self.model.train_function = None
 
     def _start(self) -> None:
-        self._started = True
-        furthest = max(int(layer.pruning_step.numpy()) for layer in self.prunable_layers)
+        self._started, step = True, self._step()
         for layer in self.prunable_layers:
-            layer.pruning_step.assign(max(0, furthest))
+            layer.pruning_step.assign(step)
             layer.start()
+
+    def _step(self) -> int:
+        """The steps that the schedules had made before this training; within an epoch one layer's note is newest."""
+        return max(0, *(int(layer.pruning_step.numpy()) for layer in self.prunable_layers))
 
     def _note(self, layers: list[PruneLowMagnitude]) -> None:
         for layer in layers:

@@ -12,6 +12,7 @@ from tfopt.compat.quantizers import weight_bits
 from tfopt.compat.rebuild import copy_layer, layers_of, rebuild, require_graph
 from tfopt.compat.schemes import Default8BitQuantizeScheme, QuantizeScheme
 from tfopt.config import require
+from tfopt.graph import flatten
 from tfopt.quantize.aware import rewrite_model
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.variables import all_layers
@@ -86,15 +87,11 @@ def quantize_apply(
         f"the model {model.name!r} is not built, so it has no weights yet: add keras.Input(shape) as its first layer",
     )
     plain, quantized, bits = _unwrap(model)
-    whole = all(id(layer) in quantized or isinstance(layer, _PASSING) for layer in all_layers(plain))
+    floats = _floats(plain, quantized)
     weight, activation = scheme.bits
-
-    def in_float(operation: keras.Operation) -> bool:
-        if isinstance(operation, keras.Layer):
-            return id(operation) not in quantized and not isinstance(operation, _PASSING)
-        return not whole
-
-    rewritten, _ = rewrite_model(plain, weight, activation, bits or None, "raise", in_float=in_float)
+    rewritten, _ = rewrite_model(
+        plain, weight, activation, bits or None, "raise", in_float=lambda operation: id(operation) in floats
+    )
     aware = AwareModel(rewritten._inputs_struct, rewritten._outputs_struct, name=model.name)
     _rename(aware, plain, quantized, quantized_layer_name_prefix or "")
     aware.preserve(scheme.preserves)
@@ -128,6 +125,24 @@ def _unwrap(model: keras.Model) -> tuple[keras.Model, set[int], dict[str, int]]:
     plain = rebuild(model, unwrap)
     bits = {layer.name: weight_bits(layer, config) for layer, config in configs if config is not None}
     return plain, quantized, bits
+
+
+def _floats(plain: keras.Model, quantized: set[int]) -> set[int]:
+    """The ids of the operations that stay in float: layers without annotation, and raw operators among such."""
+    layers = [each for each in all_layers(plain) if not isinstance(each, (keras.Model, *_PASSING))]
+    is_whole = all(id(layer) in quantized for layer in layers)
+    graph = flatten(plain)
+    floats, unrounded = set(), set(graph.inputs)
+    for node in graph.nodes:
+        operation = node.operation
+        if isinstance(operation, _PASSING):
+            stays = id(operation) not in quantized and unrounded.issuperset(node.inputs)
+        else:
+            stays = id(operation) not in quantized if isinstance(operation, keras.Layer) else not is_whole
+        if stays:
+            floats.add(id(operation))
+            unrounded.update(node.outputs)
+    return floats
 
 
 def _rename(aware: keras.Model, plain: keras.Model, quantized: set[int], prefix: str) -> None:

@@ -82,7 +82,7 @@ def rewrite_model(
             for ref, tensor in zip(graph.inputs, source._inputs, strict=True)
         ]
         for ref, tensor in zip(graph.inputs, inputs, strict=True):
-            rewrite.put(ref, tensor)
+            rewrite.put(ref, tensor, unrounded=any(in_float(node.operation) for node in graph.consumers(ref)))
         unsupported: dict[str, str] = {}
 
         def rule(node: Node) -> Rule:
