@@ -220,7 +220,7 @@ def cluster_weights(
     >>> len(np.unique(clustered.layers[0].kernel))
     3
     """
-    params = {
+    params: dict[str, Any] = {
         "number_of_clusters": number_of_clusters,
         "cluster_centroids_init": cluster_centroids_init,
         "preserve_sparsity": preserve_sparsity,

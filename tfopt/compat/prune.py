@@ -56,7 +56,7 @@ class PruneLowMagnitude(LayerWrapper):
         **kwargs: Any,
     ) -> None:
         pattern = _pattern(block_size, block_pooling_type, sparsity_m_by_n)
-        if sparsity_m_by_n is not None and pruning_schedule == _DEFAULT:
+        if pattern.fixed_sparsity is not None and pruning_schedule == _DEFAULT:
             pruning_schedule = ConstantSparsity(pattern.fixed_sparsity, 0)
         _check_schedule(pruning_schedule, pattern)
         super().__init__(layer, **kwargs)
@@ -200,7 +200,7 @@ def prune_low_magnitude(
     >>> [layer.name for layer in prune_low_magnitude(model).layers]
     ['prune_low_magnitude_head', 're_lu...']
     """
-    params = {
+    params: dict[str, Any] = {
         "pruning_schedule": pruning_schedule,
         "block_size": block_size,
         "block_pooling_type": block_pooling_type,

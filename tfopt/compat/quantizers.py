@@ -118,8 +118,10 @@ def weight_bits(layer: keras.Layer, config: QuantizeConfig) -> int:
       ValueError: it asks for what no integer file of LiteRT can do, in words that say what to do instead.
     """
     start = f"the quantize_config of {layer.name!r} ({type(config).__name__})"
-    weights = config.get_weights_and_quantizers(layer)
-    made = [each for _, each in config.get_activations_and_quantizers(layer)] + config.get_output_quantizers(layer)
+    weights: list[tuple[Any, Any]] = list(config.get_weights_and_quantizers(layer))
+    made: list[Any] = [each for _, each in config.get_activations_and_quantizers(layer)] + config.get_output_quantizers(
+        layer
+    )
     require(
         bool(weights),
         f"{start} quantizes no weights: in an integer file a layer is quantized whole. Leave it without "
