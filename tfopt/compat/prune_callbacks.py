@@ -90,11 +90,14 @@ class UpdatePruningStep(keras.callbacks.Callback):
             # An averaging optimizer overwrites the weights when training ends.
             layer.masks.apply()
         self._note(self.prunable_layers)
-        for layer in self.prunable_layers:
-            _tell_unreached(layer)
-            layer.end()
-        # A later training without this callback must not run the step traced with it.
-        self.model.train_function = None
+        try:
+            for layer in self.prunable_layers:
+                _tell_unreached(layer)
+        finally:
+            for layer in self.prunable_layers:
+                layer.end()
+            # A later training without this callback must not run the step traced with it.
+            self.model.train_function = None
 
     def _start(self) -> None:
         self._started, step = True, self._step()
