@@ -518,6 +518,8 @@ def test_preserved_zeros_stay_in_later_trainings_of_all_kinds(tmp_path):
     other.compile(**COMPILED)
     other.fit(x, y, verbose=0)
     other.save_weights(tmp_path / "other.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "aware.keras")
+    loaded.fit(x, y, verbose=0)
     loaded.load_weights(tmp_path / "other.weights.h5")
     loaded.fit(x, y, verbose=0)
     assert max(sparsities(loaded).values()) == 0

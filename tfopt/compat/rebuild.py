@@ -63,7 +63,7 @@ def copy_layer(layer: keras.Layer) -> keras.Layer:
 
     >>> dense = keras.layers.Dense(2)
     >>> dense.build((None, 3))
-    >>> (copy_layer(dense).kernel == dense.kernel).numpy().all()
+    >>> bool((copy_layer(dense).kernel == dense.kernel).numpy().all())
     True
     """
     if not layer.weights:
