@@ -17,7 +17,7 @@ import tensorflow as tf
 import tfopt
 import tfopt.compat as tfmot
 from tests.compat_data import kernels, sparsities
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, quick, small_model
 from tfopt.compat.prune import PruneLowMagnitude
 from tfopt.compat.rebuild import layers_of
 
@@ -243,7 +243,7 @@ def nested_net():
 @pytest.mark.parametrize(
     ("build", "pruned"),
     [
-        (attention_net, 4),
+        pytest.param(attention_net, 4, marks=pytest.mark.slow),
         (nested_net, 3),
         (small_model, 3),
     ],
@@ -271,7 +271,7 @@ def test_any_graph_is_pruned_saved_and_stripped(build, pruned, tmp_path):
     assert [layer.name for layer in stripped.layers][1:] == [layer.name for layer in model.layers][1:]
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 4])
+@pytest.mark.parametrize("steps_per_execution", quick([1, 4], 4))
 def test_masks_hold_at_every_step_and_a_checkpoint_within_an_epoch_goes_on(steps_per_execution, tmp_path):
     schedule = sparsity.PolynomialDecay(0.25, 0.75, begin_step=0, end_step=12, frequency=4)
 
@@ -432,7 +432,9 @@ def test_pruning_and_clustering_on_two_replicas(mirrored):
 # Clustering
 
 
-@pytest.mark.parametrize("init", list(clustering.CentroidInitialization))
+@pytest.mark.parametrize(
+    "init", quick(list(clustering.CentroidInitialization), clustering.CentroidInitialization.KMEANS_PLUS_PLUS)
+)
 def test_clusters_learn_together_without_a_callback(init):
     model = dense_net()
     clustered = clustering.cluster_weights(model, 4, init)

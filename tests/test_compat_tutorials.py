@@ -1,6 +1,7 @@
 """TFMOT's tutorials with `import tfopt.compat as tfmot` and Keras 3: their steps in our own words.
 
-On the digits, shaped as MNIST; on MNIST and Fashion-MNIST in the slow tests, where these are on the machine.
+On the digits, shaped as MNIST; on MNIST and Fashion-MNIST in the slow tests, where these are on the machine. The quick
+ones go through each technique once.
 """
 
 import keras
@@ -12,6 +13,7 @@ from ai_edge_litert.interpreter import Interpreter
 import tfopt
 import tfopt.compat as tfmot
 from tests.compat_data import LOSS, accuracy, images, kernels, mnist_model, sparsities, zipped
+from tests.conftest import quick
 
 pytestmark = [
     # A model that knows its ranges needs no examples; the converter says so.
@@ -111,6 +113,7 @@ def test_pruning_with_keras(data, trained, tmp_path):
     assert accuracy(tmp_path / "quantized.tflite", x_test, y_test) == pytest.approx(reached, abs=0.02)
 
 
+@pytest.mark.slow
 def test_weight_clustering(data, trained, tmp_path):
     x, y, x_test, y_test = data
     model, baseline, size = trained
@@ -134,6 +137,7 @@ def test_weight_clustering(data, trained, tmp_path):
     assert accuracy(tmp_path / "quantized.tflite", x_test, y_test) == pytest.approx(reached, abs=0.02)
 
 
+@pytest.mark.slow
 def test_quantization_aware_training(data, trained, tmp_path):
     x, y, x_test, y_test = data
     model, baseline, _ = trained
@@ -155,6 +159,7 @@ def names(model):
     return [layer.name for layer in model.layers]
 
 
+@pytest.mark.slow
 def test_pruning_preserving_quantization(data, trained, tmp_path):
     x, _, x_test, y_test = data
     model, baseline, _ = trained
@@ -174,6 +179,7 @@ def test_pruning_preserving_quantization(data, trained, tmp_path):
     assert accuracy(tmp_path / "post.tflite", x_test, y_test) < reached + 0.03
 
 
+@pytest.mark.slow
 def test_cluster_preserving_quantization(data, trained, tmp_path):
     x, y, x_test, y_test = data
     model, baseline, _ = trained
@@ -322,7 +328,8 @@ def small_vision_model(keepdims):
     )
 
 
-@pytest.mark.parametrize("name", ["digits", pytest.param("cifar10", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_pruning_for_on_device_inference(name, tmp_path):
     x, y, x_test, _ = images(name)
     if name == "digits":
@@ -397,6 +404,7 @@ def pretrained(random_data, tmp_path):
 of_guides = pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`:UserWarning")
 
 
+@pytest.mark.slow
 @of_guides
 def test_pruning_guide_ways_to_define_a_model(pretrained):
     prune = tfmot.sparsity.keras.prune_low_magnitude
@@ -470,7 +478,7 @@ def test_pruning_guide_loop_of_ones_own(pretrained, random_data, tmp_path):
 
 
 @of_guides
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("suffix", quick([".keras", ".h5"], ".keras"))
 def test_pruning_guide_checkpoint_and_training_on(suffix, pretrained, random_data, tmp_path):
     schedule = tfmot.sparsity.keras.PolynomialDecay(0.2, 0.8, begin_step=0, end_step=8, frequency=2)
     model = tfmot.sparsity.keras.prune_low_magnitude(pretrained, schedule)
@@ -505,6 +513,7 @@ def test_pruning_guide_export(pretrained, random_data, tmp_path):
     assert sizes[1] < sizes[0]
 
 
+@pytest.mark.slow
 @of_guides
 def test_clustering_guide(pretrained, random_data, tmp_path):
     cluster, init = tfmot.clustering.keras.cluster_weights, tfmot.clustering.keras.CentroidInitialization
@@ -579,6 +588,7 @@ def trained_file(aware, random_data, path):
     return convert(aware, path)
 
 
+@pytest.mark.slow
 @of_guides
 def test_quantization_guide_ways_to_define_a_model(pretrained, random_data, tmp_path):
     keras_api = tfmot.quantization.keras
@@ -599,7 +609,7 @@ def test_quantization_guide_ways_to_define_a_model(pretrained, random_data, tmp_
 
 
 @of_guides
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("suffix", quick([".keras", ".h5"], ".keras"))
 def test_quantization_guide_checkpoint(suffix, pretrained, random_data, tmp_path):
     model = tfmot.quantization.keras.quantize_model(pretrained)
     model.compile(**DENSE)
@@ -611,6 +621,7 @@ def test_quantization_guide_checkpoint(suffix, pretrained, random_data, tmp_path
     assert convert(loaded, tmp_path / "a.tflite").bytes == convert(model, tmp_path / "b.tflite").bytes
 
 
+@pytest.mark.slow
 @of_guides
 def test_quantization_guide_configurations(random_data, tmp_path):
     keras_api = tfmot.quantization.keras
