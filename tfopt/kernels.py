@@ -34,18 +34,7 @@ def select_kernels(
             f"the model {model.name!r} is not built, so it has no weights yet: add keras.Input(shape) as its "
             "first layer, call model.build(input_shape), or call it once on a batch"
         )
-    chosen = {id(layer) for layer in select_layers(model, layers)}
-    targets: list[keras.Variable] = []
-    reasons: dict[str, str] = {}
-    pruned: set[str] = set()
-    for layer, variable in owned_variables(model):
-        reason = _reason(layer, variable, id(layer) in chosen, layers is not None, purpose)
-        if reason is None:
-            targets.append(variable)
-            pruned.add(layer.name)
-        else:
-            reasons.setdefault(layer.name, reason)
-    skipped = [{"layer": name, "reason": why} for name, why in reasons.items() if name not in pruned]
+    targets, skipped = find_kernels(model, layers, purpose)
     if not targets:
         said = "; ".join(f"{each['layer']}: {each['reason']}" for each in skipped) or (
             f"its {len(all_layers(model))} layers have no weights"
@@ -64,6 +53,25 @@ def has_kernel(layer: keras.Layer) -> bool:
     (True, False)
     """
     return isinstance(layer, _DEPTHWISE) or any(hasattr(layer, name) for name in _KERNELS) or hasattr(layer, "cell")
+
+
+def find_kernels(
+    model: keras.Layer, layers: LayerSelection = None, purpose: str = "pruned"
+) -> tuple[list[keras.Variable], list[dict[str, str]]]:
+    """`select_kernels` of a model or a single layer, where there may be none."""
+    chosen = None if layers is None else {id(layer) for layer in select_layers(model, layers)}
+    targets: list[keras.Variable] = []
+    reasons: dict[str, str] = {}
+    pruned: set[str] = set()
+    for layer, variable in owned_variables(model):
+        reason = _reason(layer, variable, chosen is None or id(layer) in chosen, chosen is not None, purpose)
+        if reason is None:
+            targets.append(variable)
+            pruned.add(layer.name)
+        else:
+            reasons.setdefault(layer.name, reason)
+    skipped = [{"layer": name, "reason": why} for name, why in reasons.items() if name not in pruned]
+    return targets, skipped
 
 
 def _reason(layer: keras.Layer, variable: keras.Variable, chosen: bool, by_name: bool, purpose: str) -> str | None:

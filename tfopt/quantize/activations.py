@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 
@@ -116,7 +117,14 @@ _BY_NAME: dict[str, Activation | Callable[[Any], Activation | None]] = {
 }
 
 # Those that cannot be called with a symbolic tensor.
-_BY_FUNCTION = {keras.activations.mish: activation("mish"), keras.activations.hard_silu: activation("hard_silu")}
+_BY_FUNCTION = {
+    keras.activations.mish: activation("mish"),
+    keras.activations.hard_silu: activation("hard_silu"),
+    tf.nn.relu: clip(0.0, None),
+    tf.nn.relu6: clip(0.0, 6.0),
+    tf.nn.sigmoid: activation("sigmoid"),
+    tf.nn.tanh: activation("tanh"),
+}
 
 
 def is_keras(operation: keras.Operation) -> bool:

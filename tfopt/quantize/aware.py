@@ -1,6 +1,6 @@
 """`quantize_aware`: a float Keras model in; out comes one that trains as its integer file will compute."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import keras
@@ -10,7 +10,7 @@ from tfopt.config import require
 from tfopt.graph import Node, deep_graphs, flatten, functional
 from tfopt.quantize.bits import ACTIVATION_BITS, BitSelection, WeightBits
 from tfopt.quantize.frozen import is_quantized
-from tfopt.quantize.rewrite import Rewrite
+from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported
 from tfopt.quantize.rules import rule_for
 from tfopt.tflite.edge_quantizer import import_quantizer
 from tfopt.train.precision import float32_by_default
@@ -56,9 +56,17 @@ def quantize_aware(
 
 @deep_graphs()
 def rewrite_model(
-    model: keras.Model, weight_bits: int, activation_bits: int, layers: BitSelection, on_unsupported: str
+    model: keras.Model,
+    weight_bits: int,
+    activation_bits: int,
+    layers: BitSelection,
+    on_unsupported: str,
+    in_float: Callable[[keras.Operation], bool] = lambda operation: False,
 ) -> tuple[keras.Model, dict[str, str]]:
-    """What `quantize_aware` returns, and the new path of each variable that was copied, by its old one."""
+    """What `quantize_aware` returns, and the new path of each variable that was copied, by its old one.
+
+    `in_float` is true of the layers and raw operators that are to stay in float although they have integer rules.
+    """
     _check(model, activation_bits, on_unsupported)
     bits = WeightBits(model, weight_bits, layers)
     with float32_by_default():
@@ -74,17 +82,25 @@ def rewrite_model(
             for ref, tensor in zip(graph.inputs, source._inputs, strict=True)
         ]
         for ref, tensor in zip(graph.inputs, inputs, strict=True):
-            rewrite.put(ref, tensor)
+            rewrite.put(ref, tensor, unrounded=any(in_float(node.operation) for node in graph.consumers(ref)))
         unsupported: dict[str, str] = {}
 
+        def rule(node: Node) -> Rule:
+            if in_float(node.operation):
+                raise Unsupported("it was not asked for")
+            return rule_for(node)
+
         def on_missing_rule(node: Node, reason: str) -> None:
+            if in_float(node.operation):
+                rewrite.keep_float(node, reason)
+                return
             unsupported[node.name] = reason
             if on_unsupported == "float":
                 rewrite.keep_float(node, reason)
             else:
                 rewrite.skip(node)
 
-        rewrite.run(rule_for, on_missing_rule)
+        rewrite.run(rule, on_missing_rule)
         _report(model, unsupported, on_unsupported, activation_bits)
         bits.check_used()
         aware = keras.Model(

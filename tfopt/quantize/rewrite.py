@@ -78,13 +78,15 @@ class Rewrite:
             except Unsupported as error:
                 on_unsupported(node, str(error))
 
-    def put(self, ref: Ref, tensor: keras.KerasTensor, quantizer: FakeQuant | None = None) -> None:
-        """Says what a tensor of the graph is in the new model."""
+    def put(
+        self, ref: Ref, tensor: keras.KerasTensor, quantizer: FakeQuant | None = None, unrounded: bool = False
+    ) -> None:
+        """Says what a tensor of the graph is in the new model; `unrounded`: layers in float read it as it is."""
         producer = self._producers.get(ref)
         if producer and not isinstance(producer.operation, keras.layers.Layer) and mask_of(tensor) is not None:
             # A raw operator loses the mask of a sequence, the layer that stands for it here would pass it on.
             tensor = Unmasked(name=self.unique(f"{producer.name}_unmasked"))(tensor)
-        self.values[ref] = Value(tensor, quantizer)
+        self.values[ref] = Value(tensor, quantizer, tensor if unrounded else None)
 
     def keep_float(self, node: Node, reason: str) -> None:
         """Leaves a node in float: what it reads is dequantized before it in the file."""
@@ -195,6 +197,9 @@ class Rewrite:
         """A copy of a layer or raw operator in float32, once for each layer; its variables follow at the end."""
 
         def make() -> Any:
+            if isinstance(layer, keras.layers.Lambda):
+                # Its function is code, which Keras does not make from a configuration; it has no weights.
+                return layer
             config = {**layer.get_config(), **changes}
             if not isinstance(layer, keras.layers.Layer):
                 return layer.__class__.from_config(config)

@@ -1,0 +1,5 @@
+"""TFMOT's `clustering`."""
+
+from tfopt.compat.clustering import keras
+
+__all__ = ["keras"]

@@ -1,0 +1,5 @@
+"""TFMOT's `clustering.keras.experimental`."""
+
+from tfopt.compat.cluster import cluster_weights
+
+__all__ = ["cluster_weights"]

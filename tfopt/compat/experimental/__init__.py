@@ -1,0 +1,5 @@
+"""TFMOT's `experimental`."""
+
+from tfopt.compat.experimental import combine
+
+__all__ = ["combine"]
