@@ -119,6 +119,21 @@ def built(value: Any, module: Any) -> Any:
 
 def prune(model: Any, job: dict[str, Any], talk: Talk) -> dict[str, Any]:
     """Prunes the chosen layers while it trains."""
+    from tensorflow_model_optimization.sparsity import keras as sparsity
+
+    talk.doing("prune_low_magnitude")
+    wrapped = wrapped_to_prune(model, job)
+    if job["epochs"] == 0:
+        return {}
+    talk.doing("the training with prune_low_magnitude")
+    history = train(wrapped, job, talk, [sparsity.UpdatePruningStep()])
+    talk.doing("strip_pruning")
+    save(sparsity.strip_pruning(wrapped), job["result"])
+    return {"history": history}
+
+
+def wrapped_to_prune(model: Any, job: dict[str, Any]) -> Any:
+    """The model with `prune_low_magnitude` around the layers that the job has schedules for."""
     import tf_keras
     from tensorflow_model_optimization.sparsity import keras as sparsity
 
@@ -129,19 +144,26 @@ def prune(model: Any, job: dict[str, Any], talk: Talk) -> dict[str, Any]:
         schedule = getattr(sparsity, wanted["class_name"])(**wanted["config"])
         return sparsity.prune_low_magnitude(layer, schedule, **job["pattern"])
 
-    talk.doing("prune_low_magnitude")
-    wrapped = tf_keras.models.clone_model(model, clone_function=wrap)
-    if job["epochs"] == 0:
-        return {}
-    talk.doing("the training with prune_low_magnitude")
-    history = train(wrapped, job, talk, [sparsity.UpdatePruningStep()])
-    talk.doing("strip_pruning")
-    save(sparsity.strip_pruning(wrapped), job["result"])
-    return {"history": history}
+    return tf_keras.models.clone_model(model, clone_function=wrap)
 
 
 def cluster(model: Any, job: dict[str, Any], talk: Talk) -> dict[str, Any]:
     """Clusters the chosen layers while it trains."""
+    from tensorflow_model_optimization.clustering import keras as clustering
+
+    talk.doing("cluster_weights")
+    wrapped = wrapped_to_cluster(model, job)
+    if job["epochs"] == 0:
+        return {}
+    talk.doing("the training with cluster_weights")
+    history = train(wrapped, job, talk, [])
+    talk.doing("strip_clustering")
+    save(clustering.strip_clustering(wrapped), job["result"])
+    return {"history": history}
+
+
+def wrapped_to_cluster(model: Any, job: dict[str, Any]) -> Any:
+    """The model with `cluster_weights` around the layers that the job names."""
     import tf_keras
     from tensorflow_model_optimization.clustering import keras as clustering
 
@@ -158,36 +180,34 @@ def cluster(model: Any, job: dict[str, Any], talk: Talk) -> dict[str, Any]:
     def wrap(layer: Any) -> Any:
         return module._cluster_weights(layer, **options) if layer.name in job["layers"] else layer
 
-    talk.doing("cluster_weights")
-    wrapped = tf_keras.models.clone_model(model, clone_function=wrap)
-    if job["epochs"] == 0:
-        return {}
-    talk.doing("the training with cluster_weights")
-    history = train(wrapped, job, talk, [])
-    talk.doing("strip_clustering")
-    save(clustering.strip_clustering(wrapped), job["result"])
-    return {"history": history}
+    return tf_keras.models.clone_model(model, clone_function=wrap)
 
 
 def quantize(model: Any, job: dict[str, Any], talk: Talk) -> dict[str, Any]:
     """Trains with fake quantization, and keeps what the scheme preserves."""
-    from tensorflow_model_optimization.quantization import keras as quantization
+    import numpy as np
 
     talk.doing("quantize_model" if job["preserve"] == "nothing" else "quantize_apply")
-    with quantization.quantize_scope():
-        if job["preserve"] == "nothing":
-            aware = quantization.quantize_model(model)
-        else:
-            annotated = quantization.quantize_annotate_model(model)
-            aware = quantization.quantize_apply(annotated, scheme(job["preserve"]))
+    aware = wrapped_to_quantize(model, job)
     if job["epochs"] == 0:
         return {}
     talk.doing(f"the training with {talk.part}")
     history = train(aware, job, talk, [])
     talk.doing("saving the quantization-aware model")
     save(aware, job["result"])
+    np.savez(job["weights"], *aware.get_weights())
     save_kernels(aware, job)
     return {"history": history, **write_graph(aware, job["graph"])}
+
+
+def wrapped_to_quantize(model: Any, job: dict[str, Any]) -> Any:
+    """TFMOT's quantization-aware model, by the scheme that preserves what the job says."""
+    from tensorflow_model_optimization.quantization import keras as quantization
+
+    with quantization.quantize_scope():
+        if job["preserve"] == "nothing":
+            return quantization.quantize_model(model)
+        return quantization.quantize_apply(quantization.quantize_annotate_model(model), scheme(job["preserve"]))
 
 
 def scheme(preserve: str) -> Any:
@@ -238,6 +258,11 @@ def export(model: Any, job: dict[str, Any], talk: Talk) -> dict[str, Any]:
     import tensorflow as tf
     import tf_keras
 
+    if job["weights"] is not None:
+        # Models of the schemes that preserve cannot be read back from their own files.
+        model = wrapped_to_quantize(model, job)
+        arrays = np.load(job["weights"])
+        model.set_weights([arrays[name] for name in arrays.files])
     talk.doing("TFLiteConverter.from_keras_model")
     # Of a static batch, and with the names of the outputs: TFMOT renames the layers.
     inputs = [
@@ -246,7 +271,8 @@ def export(model: Any, job: dict[str, Any], talk: Talk) -> dict[str, Any]:
     ]
     made = tf.nest.flatten(model(inputs if len(inputs) > 1 else inputs[0]))
     named = [
-        tf_keras.layers.Activation("linear", name=name)(tensor) for name, tensor in zip(job["outputs"], made, strict=True)
+        tf_keras.layers.Activation("linear", name=name)(tensor)
+        for name, tensor in zip(job["outputs"], made, strict=True)
     ]
     converter = tf.lite.TFLiteConverter.from_keras_model(tf_keras.Model(inputs, named))
     sets, integers = tf.lite.OpsSet, {"int8": tf.int8, "int16x8": tf.int16}
@@ -300,8 +326,7 @@ def main(talk: Talk) -> None:
 
     tf_keras.utils.set_random_seed(job["seed"])
     talk.doing("reading the model")
-    with tfmot.quantization.keras.quantize_scope():
-        model = tf_keras.saving.load_model(job["model"], compile=False)
+    model = tf_keras.saving.load_model(job["model"], compile=False)
     result = TASKS[job["task"]](model, job, talk)
     versions = {"tf_keras": tf_keras.__version__, "tensorflow_model_optimization": tfmot.__version__}
     talk.tell(result={**result, "versions": versions})

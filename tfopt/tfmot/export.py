@@ -16,9 +16,9 @@ from tfopt.tflite.flatbuffer import read_tflite
 from tfopt.tflite.model import input_specs
 from tfopt.tflite.run import check_runs
 from tfopt.tflite.stage import ExportTFLite as Native
-from tfopt.tfmot.held import held_in
+from tfopt.tfmot.held import ASSETS, held_in
 from tfopt.tfmot.process import run_task
-from tfopt.tfmot.translate import to_tf_keras
+from tfopt.tfmot.translate import to_tf_keras, write
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -45,13 +45,13 @@ class ExportTFLite(Native):
         )
         names = [spec.name for spec in specs]
         with tempfile.TemporaryDirectory() as crossing, atomic_path(path) as temporary:
-            file, arrays = pathlib.Path(crossing, "model.h5"), pathlib.Path(crossing, "examples.npz")
+            file, weights, arrays = (pathlib.Path(crossing, each) for each in (*ASSETS[1:], "examples.npz"))
             if held is None:
                 translation = to_tf_keras(model)
-                translation.model.save(file, include_optimizer=False)
+                write(translation.model, file)
                 outputs = translation.outputs
             else:
-                file.write_bytes(held.file)
+                held.save_assets(crossing)
                 outputs = [each._keras_history.operation.name for each in model.outputs]
             calibrates = held is None and quantization in INTEGER_IO
             if calibrates:
@@ -59,6 +59,8 @@ class ExportTFLite(Native):
                 np.savez(arrays, **examples.inputs)
             job = {
                 "model": str(file),
+                "weights": None if held is None else str(weights),
+                "preserve": None if held is None else held.preserve,
                 "result": str(temporary),
                 "inputs": names,
                 "outputs": outputs,

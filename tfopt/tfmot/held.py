@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_GRAPH, _FILE = "graph.pb", "tf_keras.h5"
+# The inference; the tf_keras model that TFMOT made its own from; the weights of that.
+ASSETS = ("graph.pb", "float.h5", "weights.npz")
 
 
 @keras.saving.register_keras_serializable("tfopt")
@@ -23,6 +24,7 @@ class Held(keras.layers.Layer):
       graph_outputs: likewise.
       shapes: of the outputs, with None for the batch.
       kernels: shape of each kernel by the name of its variable.
+      preserve: what TFMOT's scheme preserves.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Held(keras.layers.Layer):
         graph_outputs: Sequence[str],
         shapes: Sequence[Sequence[int | None]],
         kernels: Mapping[str, Sequence[int]],
+        preserve: str,
         **kwargs: Any,
     ) -> None:
         kwargs["trainable"] = False
@@ -41,7 +44,7 @@ class Held(keras.layers.Layer):
             name: self.add_weight(shape=tuple(shape), initializer="zeros", trainable=False, name=name)
             for name, shape in self.shapes_of.items()
         }
-        self.graph, self.file = b"", b""
+        self.preserve, self.assets = preserve, dict.fromkeys(ASSETS, b"")
         self._function: Any = None
 
     def build(self, *shapes: Any) -> None:
@@ -51,7 +54,7 @@ class Held(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """The outputs of TFMOT's model."""
         if self._function is None:
-            definition = tf.compat.v1.GraphDef.FromString(self.graph)
+            definition = tf.compat.v1.GraphDef.FromString(self.assets[ASSETS[0]])
             whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
             find = whole.graph.get_tensor_by_name
             self._function = whole.prune(list(map(find, self.graph_inputs)), list(map(find, self.graph_outputs)))
@@ -66,23 +69,29 @@ class Held(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The arguments."""
         own = {"graph_inputs": self.graph_inputs, "graph_outputs": self.graph_outputs}
-        return {**super().get_config(), **own, "shapes": self.shapes, "kernels": self.shapes_of}
+        return {
+            **super().get_config(),
+            **own,
+            "shapes": self.shapes,
+            "kernels": self.shapes_of,
+            "preserve": self.preserve,
+        }
 
     def save_assets(self, folder: str) -> None:
-        """Writes the graph and the tf_keras file."""
-        pathlib.Path(folder, _GRAPH).write_bytes(self.graph)
-        pathlib.Path(folder, _FILE).write_bytes(self.file)
+        """Writes the files that TFMOT's model consists of."""
+        for name, content in self.assets.items():
+            pathlib.Path(folder, name).write_bytes(content)
 
     def load_assets(self, folder: str) -> None:
         """The reverse of `save_assets`."""
-        self.graph, self.file = (pathlib.Path(folder, name).read_bytes() for name in (_GRAPH, _FILE))
+        self.assets = {name: pathlib.Path(folder, name).read_bytes() for name in ASSETS}
 
 
 def hold(
     like: keras.Model,
     names: Mapping[str, Sequence[str]],
-    graph: pathlib.Path,
-    file: pathlib.Path,
+    preserve: str,
+    folder: pathlib.Path,
     kernels: Mapping[str, np.ndarray],
 ) -> tuple[keras.Model, dict[str, str]]:
     """Makes the Keras 3 model that holds TFMOT's.
@@ -90,23 +99,23 @@ def hold(
     Args:
       like: the model that TFMOT's was made from: it gives inputs, and shapes and names of outputs.
       names: "graph_inputs" and "graph_outputs".
-      graph: file of the graph.
-      file: file of the tf_keras model.
+      preserve: what TFMOT's scheme preserves.
+      folder: has the files ASSETS.
       kernels: by their variables' paths in `like`.
 
     Returns:
       The model, and the new path of each kernel by its old one.
     """
     names_of = {path: path.replace("/", "_") for path in kernels}
-    shapes = [tuple(each.shape) for each in like.outputs]
     layer = Held(
         names["graph_inputs"],
         names["graph_outputs"],
-        shapes,
+        [tuple(each.shape) for each in like.outputs],
         {names_of[path]: list(each.shape) for path, each in kernels.items()},
+        preserve,
         name="tfmot",
     )
-    layer.graph, layer.file = graph.read_bytes(), file.read_bytes()
+    layer.load_assets(str(folder))
     for path, values in kernels.items():
         layer.kernels[names_of[path]].assign(values)
     inputs = [

@@ -133,8 +133,6 @@ class Epochs:
 
 def train_task(task: str, job: Mapping[str, Any], data: Data, epochs: int, folder: pathlib.Path) -> dict[str, Any]:
     """`run_task` for a task that trains on so many epochs of data, which cross in files in a folder."""
-    remove(folder)
-    folder.mkdir(parents=True)
     feed = Epochs(data, epochs, folder)
     steps = data.steps_per_epoch
     job = {**job, "epochs": epochs, "steps_per_epoch": steps, "validation": str(feed.validation)}

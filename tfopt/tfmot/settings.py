@@ -86,7 +86,9 @@ def task_values(work: Work) -> dict[str, Any]:
     task = task_of(work.need_model(), work.need_data())
     values = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
     return {
-        name: value if name == "loss_weights" else _plain(value, tf_keras.losses if name == "loss" else tf_keras.metrics)
+        name: value
+        if name == "loss_weights"
+        else _plain(value, tf_keras.losses if name == "loss" else tf_keras.metrics)
         for name, value in values.items()
     }
 

@@ -18,6 +18,7 @@ from tfopt.cluster.centroids import Initialization
 from tfopt.cluster.stage import Cluster as NativeCluster
 from tfopt.clusters import Clustered
 from tfopt.config import require
+from tfopt.files import remove
 from tfopt.invariants import Sparsity, zero_count
 from tfopt.patterns import Pattern
 from tfopt.prune.stage import Prune as NativePrune
@@ -28,7 +29,7 @@ from tfopt.stage import Outcome, Stage, Work
 from tfopt.tfmot.held import hold
 from tfopt.tfmot.process import run_task, train_task
 from tfopt.tfmot.settings import check_fit, training_job
-from tfopt.tfmot.translate import Translation, to_tf_keras
+from tfopt.tfmot.translate import Translation, to_tf_keras, write
 from tfopt.train.fit import Fit
 from tfopt.train.rates import Cosine
 from tfopt.train.stage import validate_training
@@ -49,7 +50,7 @@ class OnTFMOT(Stage):
     def __repr__(self) -> str:
         return f"tfmot.{super().__repr__()}"
 
-    def check(self, work: Work, translation: Translation, job: Mapping[str, Any]) -> None:
+    def check(self, translation: Translation, job: Mapping[str, Any]) -> None:
         """Has TFMOT wrap the model without training it, so that it refuses what it refuses before anything is trained.
 
         Raises:
@@ -61,17 +62,18 @@ class OnTFMOT(Stage):
     def train(self, work: Work, translation: Translation, job: Mapping[str, Any], folder: pathlib.Path) -> Any:
         """Trains in the process; returns what it found and the folder of the files that crossed."""
         fit, epochs = self.fit, self.epochs  # type: ignore[attr-defined]
-        with tempfile.TemporaryDirectory() as crossing:
-            files = pathlib.Path(crossing)
-            translation.model.save(files / "input.h5", include_optimizer=False)
-            job = {
-                **job,
-                **training_job(work, fit, epochs, files / "rates.npy"),
-                "model": str(files / "input.h5"),
-                "result": str(folder / FILE),
-                "seed": work.seed * 1000 + work.finished,
-            }
-            return train_task(self.task, job, work.need_data(), epochs, self.partial_folder(work))
+        files = self.partial_folder(work)
+        remove(files)
+        files.mkdir(parents=True)
+        write(translation.model, files / "float.h5")
+        job = {
+            **job,
+            **training_job(work, fit, epochs, files / "rates.npy"),
+            "model": str(files / "float.h5"),
+            "result": str(folder / FILE),
+            "seed": work.seed * 1000 + work.finished,
+        }
+        return train_task(self.task, job, work.need_data(), epochs, files)
 
     def finish(self, work: Work, translation: Translation, folder: pathlib.Path) -> keras.Model:
         """The work's model with the weights that TFMOT has trained."""
@@ -85,9 +87,9 @@ class OnTFMOT(Stage):
 def _try(task: str, architecture: str, job: str) -> None:
     """Has the wrappers of a task made for a model with new weights: they do not depend on them."""
     with tempfile.TemporaryDirectory() as folder:
-        path = str(pathlib.Path(folder, "model.h5"))
-        tf_keras.models.model_from_json(architecture).save(path, include_optimizer=False)
-        run_task(task, {**json.loads(job), "model": path})
+        path = pathlib.Path(folder, "model.h5")
+        write(tf_keras.models.model_from_json(architecture), path)
+        run_task(task, {**json.loads(job), "model": str(path)})
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -136,13 +138,13 @@ class Prune(OnTFMOT):
         expected = self._native.validate(work)
         check_fit(work, self.fit)
         translation = to_tf_keras(work.need_model())
-        self.check(work, translation, self._job(work, translation))
+        self.check(translation, self.job(work, translation))
         return expected
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Prunes."""
         translation = to_tf_keras(work.need_model())
-        found = self.train(work, translation, self._job(work, translation), folder)
+        found = self.train(work, translation, self.job(work, translation), folder)
         model = self.finish(work, translation, folder)
         variables, finals, skipped = find_targets(model, self.layers, Pattern(self.pattern))
         targets, zeros = {}, 0
@@ -150,7 +152,9 @@ class Prune(OnTFMOT):
             size = math.prod(variable.shape)
             pattern, kernel = Pattern(self.pattern), keras.ops.convert_to_numpy(variable)
             reached, asked = pattern.structured_zeros(kernel), self._native.target if final is None else final
-            wanted = zero_count(asked, size) if self.pattern == "unstructured" else pattern.zero_count(kernel.shape, asked)
+            wanted = (
+                zero_count(asked, size) if self.pattern == "unstructured" else pattern.zero_count(kernel.shape, asked)
+            )
             # TFMOT rounds the weights that stay, not those that go.
             if reached < wanted - 1:
                 raise RuntimeError(
@@ -169,7 +173,8 @@ class Prune(OnTFMOT):
         after = work.replace(model=model, invariants=(*work.invariants, promise), trained=True)
         return Outcome(after, changed=list(targets), skipped=skipped, history=found["history"], notes=notes)
 
-    def _job(self, work: Work, translation: Translation) -> dict[str, Any]:
+    def job(self, work: Work, translation: Translation) -> dict[str, Any]:
+        """What TFMOT is told."""
         variables, finals, _ = find_targets(work.need_model(), self.layers, Pattern(self.pattern))
         schedule = self._schedule(self.epochs * work.need_data().steps_per_epoch)
         schedules: dict[str, Any] = {}
@@ -252,13 +257,13 @@ class Cluster(OnTFMOT):
         expected = self._native.validate(work)
         check_fit(work, self.fit)
         translation = to_tf_keras(work.need_model())
-        self.check(work, translation, self._job(work, translation))
+        self.check(translation, self.job(work, translation))
         return expected
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Clusters."""
         translation = to_tf_keras(work.need_model())
-        found = self.train(work, translation, self._job(work, translation), folder)
+        found = self.train(work, translation, self.job(work, translation), folder)
         model = self.finish(work, translation, folder)
         variables, skipped = self._variables(model)
         promise = Clustered({each.path: len(np.unique(keras.ops.convert_to_numpy(each))) for each in variables})
@@ -272,7 +277,8 @@ class Cluster(OnTFMOT):
     def _variables(self, model: Any) -> Any:
         return clustered_variables(model, self.layers, self.number_of_clusters, self.per_channel)
 
-    def _job(self, work: Work, translation: Translation) -> dict[str, Any]:
+    def job(self, work: Work, translation: Translation) -> dict[str, Any]:
+        """What TFMOT is told."""
         variables, _ = self._variables(work.need_model())
         return {
             "layers": [translation.place_of(each)[0] for each in variables],
@@ -319,7 +325,8 @@ class QuantizeAware(OnTFMOT):
         validate_training(work, self.epochs, self.fit)
         check_fit(work, self.fit)
         require(not is_quantized(work.need_model()), "the model is quantization-aware already, by tfopt's own stage")
-        self.check(work, to_tf_keras(work.need_model()), {"preserve": self._scheme(work)})
+        translation = to_tf_keras(work.need_model())
+        self.check(translation, self.job(work, translation))
         return work.replace(trained=True)
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
@@ -332,12 +339,17 @@ class QuantizeAware(OnTFMOT):
             for variable in layer.weights
             if len(variable.shape) >= 2
         }
-        with tempfile.TemporaryDirectory() as crossing:
-            graph, arrays = pathlib.Path(crossing, "graph.pb"), pathlib.Path(crossing, "kernels.npz")
-            scheme = self._scheme(work)
-            job = {"preserve": scheme, "kernels": kernels, "graph": str(graph), "kernels_file": str(arrays)}
-            found = self.train(work, translation, job, folder)
-            model, renamed = hold(before, found, graph, folder / FILE, dict(np.load(arrays)))
+        files, scheme = self.partial_folder(work), self._scheme(work)
+        arrays = files / "kernels.npz"
+        job = {
+            **self.job(work, translation),
+            "kernels": kernels,
+            "kernels_file": str(arrays),
+            "graph": str(files / "graph.pb"),
+            "weights": str(files / "weights.npz"),
+        }
+        found = self.train(work, translation, job, folder)
+        model, renamed = hold(before, found, scheme, files, dict(np.load(arrays)))
         task_of(before, work.need_data()).compile(model, jit_compile=False)
         kept = tuple(each.follow(renamed) for each in work.invariants) if self.preserve == "promises" else ()
         named = {"nothing": "quantize_model", "zeros": "PQAT", "clusters": "CQAT", "both": "PCQAT"}[scheme]
@@ -348,12 +360,18 @@ class QuantizeAware(OnTFMOT):
         changed = [layer.name for layer, _ in translation.layers]
         return Outcome(after, changed=changed, history=found["history"], notes=notes)
 
+    def job(self, work: Work, translation: Translation) -> dict[str, Any]:
+        """What TFMOT is told."""
+        return {"preserve": self._scheme(work)}
+
     def _scheme(self, work: Work) -> str:
         if self.preserve == "nothing":
             return "nothing"
         zeros = any(isinstance(each, Sparsity) for each in work.invariants)
         clusters = any(isinstance(each, Clustered) for each in work.invariants)
-        return {(False, False): "nothing", (True, False): "zeros", (False, True): "clusters"}.get((zeros, clusters), "both")
+        return {(False, False): "nothing", (True, False): "zeros", (False, True): "clusters"}.get(
+            (zeros, clusters), "both"
+        )
 
 
 def _version(found: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from tfopt.graph import Node, Ref, flatten
 from tfopt.load.layers import arguments_of
 from tfopt.load.verify import random_inputs, relative_difference
 from tfopt.tflite.model import call_named
+from tfopt.tflite.quiet import quiet
 
 # Largest difference of an output, as a share of the example's largest value or of 1.
 _TOLERANCE = 1e-4
@@ -189,3 +192,8 @@ def _compare(model: keras.Model, theirs: Any) -> list[str]:
     return list(named)
 
 
+def write(model: Any, path: pathlib.Path) -> None:
+    """Writes a tf_keras model as an .h5 file: the format that TFMOT's models come back from whole."""
+    with quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are saving your model as an HDF5 file")
+        model.save(path, include_optimizer=False)
