@@ -1,17 +1,14 @@
 """The engine TFMOT: its pruning, clustering and quantization-aware training as stages, in processes of their own.
 
-Neither TFMOT nor its Keras 2 is imported into this process by `import tfopt.tfmot`; TFMOT is never.
+TFMOT is never imported into this process, so that `tf.keras` and the environment stay as they are.
 """
 
-import importlib.util
+from tfopt.tfmot.installed import require_tfmot
 
-for _package in ("tf_keras", "tensorflow_model_optimization"):
-    if importlib.util.find_spec(_package) is None:
-        raise ModuleNotFoundError(
-            f"tfopt.tfmot needs {_package}: pip install 'tensorflow-model-optimization>=0.8.1' 'tf-keras>=2.21,<2.22'",
-            name=_package,
-        )
+# Before the modules that import tf_keras.
+require_tfmot()
 
+# ruff: noqa: E402
 from tfopt.tfmot.engine import on_tfmot
 from tfopt.tfmot.export import ExportTFLite
 from tfopt.tfmot.held import Held

@@ -27,6 +27,8 @@ class Held(keras.layers.Layer):
       preserve: what TFMOT's scheme preserves.
     """
 
+    engine = "TFMOT"
+
     def __init__(
         self,
         graph_inputs: Sequence[str],

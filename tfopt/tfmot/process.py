@@ -12,6 +12,7 @@ from typing import Any
 from tfopt.data import Data
 from tfopt.files import atomic_path, remove
 from tfopt.progress import Bar, current_bar
+from tfopt.tfmot.installed import INSTALL
 
 CHILD = pathlib.Path(__file__).with_name("child.py")
 
@@ -64,10 +65,7 @@ def run_task(
 
 def _error(doing: str, words: str) -> Exception:
     if words.startswith(("ModuleNotFoundError", "ImportError")):
-        return ModuleNotFoundError(
-            f"TFMOT cannot be imported ({words}): pip install 'tensorflow-model-optimization>=0.8.1' "
-            "'tf-keras>=2.21,<2.22'"
-        )
+        return ModuleNotFoundError(f"TFMOT cannot be imported ({words}): {INSTALL}")
     kind = FloatingPointError if words.startswith("FloatingPointError") else RuntimeError
     return kind(f"TFMOT failed in {doing}: {words}")
 

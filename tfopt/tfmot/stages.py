@@ -158,8 +158,8 @@ class Prune(OnTFMOT):
             # TFMOT rounds the weights that stay, not those that go.
             if reached < wanted - 1:
                 raise RuntimeError(
-                    f"TFMOT set {reached:,} of the {size:,} weights of {variable.path!r} to zero, where {wanted:,} were "
-                    "asked for: give the schedule more steps after its end"
+                    f"TFMOT set {reached:,} of the {size:,} weights of {variable.path!r} to zero, where {wanted:,} "
+                    "were asked for: give the schedule more steps after its end"
                 )
             targets[variable.path], zeros = reached / size, zeros + reached
         promise = Sparsity(targets, self.pattern)
@@ -210,8 +210,8 @@ class Prune(OnTFMOT):
         elif name == "PolynomialDecay":
             require(
                 window % frequency == 0,
-                f"TFMOT renews masks every {frequency} steps from begin_step={config['begin_step']} on, and so never at "
-                f"end_step={config['end_step']}, where the final sparsity would be reached: make the window a multiple "
+                f"TFMOT renews masks every {frequency} steps from begin_step={config['begin_step']} on, and so never "
+                f"at end_step={config['end_step']}, where the final sparsity would be reached: make the window a multiple "
                 "of frequency",
             )
         return {"class_name": name, "config": config}

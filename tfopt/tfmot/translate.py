@@ -82,9 +82,10 @@ def to_tf_keras(model: keras.Model) -> Translation:
             except (ValueError, TypeError) as error:
                 refused[node.name] = str(error)
     if refused:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise ValueError(
             f"{model.name!r} has layers without a counterpart in tf_keras, where TFMOT works: "
-            f"{'; '.join(f'{name}: {reason}' for name, reason in refused.items())}. Replace them, or use tfopt's own stages"
+            f"{reasons}. Replace them, or use tfopt's own stages"
         )
     values: dict[Ref, Any] = {}
     for tensor, ref in zip(model.inputs, graph.inputs, strict=True):
