@@ -27,6 +27,7 @@ _DEFINE: Mapping[type, Callable[..., Any]] = {
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
 }
+ENGINES = ("tfopt", "tfmot")
 # What a worker sees of the death of another one.
 _LOSSES = (
     tf.errors.UnavailableError,
@@ -64,6 +65,8 @@ def run_recipe(stages: Stages, argv: Sequence[str] | None = None) -> None:
         rest = values(arguments)
         if rest[1:]:
             raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}; flags are written --name=value")
+        if values.engine not in ENGINES:
+            raise flags.Error(f"--engine must be {' or '.join(ENGINES)}, received {values.engine!r}")
         start = Start(**{key: values[key].value for key in inspect.signature(Start).parameters})
     except (flags.Error, ValueError) as error:
         # absl's own message for an unknown flag names the nearest ones.
@@ -86,7 +89,7 @@ def _run(stages: Stages, name: str, values: flags.FlagValues, start: Start, argv
                 facts = facts_of(name, stages, values.flag_values_dict())
                 stack.enter_context(together(workers, facts, _LOSSES))
             work = run(
-                stages(**parameters),
+                _on_engine(stages(**parameters), values.engine),
                 Work(workdir=values.workdir, seed=values.seed, strategy=values.strategy),
                 recipe=name,
             )
@@ -106,13 +109,24 @@ def _run(stages: Stages, name: str, values: flags.FlagValues, start: Start, argv
     return 0
 
 
+def _on_engine(stages: Sequence[Stage], engine: str) -> Sequence[Stage]:
+    """The stages of a recipe with those of an engine in their places."""
+    if engine == ENGINES[0]:
+        return stages
+    # Not before it is asked for: it needs tf_keras.
+    from tfopt.tfmot import on_tfmot
+
+    return on_tfmot(stages)
+
+
 def recipe_name(stages: Stages) -> str:
     """The name of a recipe: that of the file it is in."""
     return pathlib.Path(inspect.getfile(stages)).stem
 
 
 def _define_flags(stages: Stages, values: flags.FlagValues, name: str) -> None:
-    taken = [key for key in inspect.signature(Start).parameters if key in inspect.signature(stages).parameters]
+    fixed = [*inspect.signature(Start).parameters, "engine"]
+    taken = [key for key in fixed if key in inspect.signature(stages).parameters]
     if taken:
         raise TypeError(f"{name}: the flag --{taken[0]} means the same in every recipe: rename the parameter")
     _add_flags(stages, values, name)
@@ -120,6 +134,7 @@ def _define_flags(stages: Stages, values: flags.FlagValues, name: str) -> None:
     for key, default, text in (
         ("workdir", f"runs/{name}", "Folder for results; a run that was stopped continues there."),
         ("seed", 0, "All randomness follows from it."),
+        ("engine", ENGINES[0], f"Who prunes, clusters and quantizes: {' or '.join(ENGINES)} (tfopt/tfmot/README.md)."),
         ("traceback", False, "Show the whole traceback of an error."),
     ):
         if key not in values:

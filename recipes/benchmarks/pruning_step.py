@@ -10,7 +10,7 @@ import os
 # TFMOT takes Keras 2 from here; Keras 3 itself is not concerned.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
-import time
+import functools
 from typing import Any
 
 import keras
@@ -24,6 +24,7 @@ from absl import app
 import tfopt
 from recipes.benchmarks.rounds import ROUNDS
 from recipes.benchmarks.step_models import BATCHES, CLASSES, MODELS, SHAPES, STEPS
+from recipes.benchmarks.turns import time_in_turns
 from tfopt.report import describe_environment
 
 # Masks are renewed every ten steps: ten times as often as by TFMOT's default.
@@ -70,15 +71,12 @@ def main(_: list[str]) -> None:
         model, callbacks = make()
         model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
         models[name] = model, callbacks
-    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    # The first turn traces the functions and is not counted.
-    for turn in range(ROUNDS.value + 1):
-        for name in list(VARIANTS) if turn % 2 else list(reversed(VARIANTS)):
-            model, callbacks = models[name]
-            started = time.perf_counter()
-            model.fit(data, epochs=1, verbose=0, callbacks=callbacks)
-            if turn:
-                times[name].append((time.perf_counter() - started) / steps)
+    calls = {
+        name: functools.partial(model.fit, data, epochs=1, verbose=0, callbacks=callbacks)
+        for name, (model, callbacks) in models.items()
+    }
+    taken = time_in_turns(calls, ROUNDS.value)
+    times = {name: [seconds / steps for seconds in values] for name, values in taken.items()}
     table = rich.table.Table("variant", "step, ms", "time / plain", title=f"{_MODEL}, batch {batch}")
     for name, values in times.items():
         plain = "tf_keras" if name.startswith("TFMOT") else "Keras 3"

@@ -11,10 +11,9 @@ import os
 # TFMOT takes Keras 2 from here; Keras 3 itself is not concerned.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
-import pathlib
+import functools
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ from absl import app, flags
 import tfopt
 from recipes.benchmarks.rounds import ROUNDS
 from recipes.benchmarks.step_models import BATCHES, CLASSES, MODELS, SHAPES, STEPS
+from recipes.benchmarks.turns import added_memory, time_in_turns
 from tfopt.report import describe_environment
 
 _MODELS = flags.DEFINE_list("networks", ["ds_cnn", "mobilenet_v2"], "Which models.")
@@ -69,31 +69,15 @@ def time_steps(name: str) -> dict[str, list[float]]:
     """Seconds a step of each variant, by turn."""
     data, steps = batches(name, STEPS.value), STEPS.value
     models = {variant: compiled(name, variant) for variant in VARIANTS}
-    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    # The first turn traces the functions and is not counted.
-    for turn in range(ROUNDS.value + 1):
-        for variant in list(VARIANTS) if turn % 2 else list(reversed(VARIANTS)):
-            started = time.perf_counter()
-            models[variant].fit(data, epochs=1, verbose=0)
-            if turn:
-                times[variant].append((time.perf_counter() - started) / steps)
-    return times
+    calls = {variant: functools.partial(each.fit, data, epochs=1, verbose=0) for variant, each in models.items()}
+    taken = time_in_turns(calls, ROUNDS.value)
+    return {variant: [seconds / steps for seconds in values] for variant, values in taken.items()}
 
 
 def print_memory(name: str, variant: str) -> None:
     """Prints the bytes that training takes at its peak, beyond what the built model takes."""
     model, data = compiled(name, variant), batches(name, 12)
-    before = _status("VmRSS")
-    # Linux forgets the peak so far.
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-    model.fit(data, epochs=1, verbose=0)
-    print(_status("VmHWM") - before)
-
-
-def _status(field: str) -> int:
-    """A figure of this process in bytes."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+    print(added_memory(lambda: model.fit(data, epochs=1, verbose=0)))
 
 
 def memory(name: str, variant: str) -> float:

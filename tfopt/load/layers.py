@@ -74,7 +74,7 @@ def custom_class(layer: Any, custom_objects: Mapping[str, Any]) -> type[keras.la
 
 
 def _config(layer: Any, name: str, cls: type, convert: Callable[[Any], Any]) -> dict[str, Any]:
-    accepted = _arguments(cls)
+    accepted = arguments_of(cls)
     config = {}
     for key, value in layer.get_config().items():
         key = _RENAMED.get(name, {}).get(key, key)
@@ -108,7 +108,7 @@ def _config(layer: Any, name: str, cls: type, convert: Callable[[Any], Any]) -> 
     return config
 
 
-def _arguments(cls: type) -> set[str]:
+def arguments_of(cls: type) -> set[str]:
     """The names that a class takes: its own, and those of its bases as long as it passes on **kwargs."""
     names: set[str] = set()
     for base in cls.__mro__:

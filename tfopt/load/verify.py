@@ -35,7 +35,7 @@ def difference(reference: Any, conversion: Conversion) -> str:
     for layer in conversion.model._flatten_layers():
         if getattr(layer, "stateful", False):
             layer.reset_state()
-    worst = max(map(_difference, tf.nest.flatten(expected), keras.tree.flatten(actual)))
+    worst = max(map(relative_difference, tf.nest.flatten(expected), keras.tree.flatten(actual)))
     if worst <= (allowed := _tolerance(reference)):
         return ""
     return (
@@ -83,7 +83,7 @@ def _tolerance(model: Any) -> float:
     return max([TOLERANCE, *(_EPSILON[dtype] for dtype in used if dtype in _EPSILON)])
 
 
-def _difference(expected: Any, actual: Any) -> float:
+def relative_difference(expected: Any, actual: Any) -> float:
     """The largest difference in any example, as a fraction of that example's largest value or of 1.
 
     Masked steps do not count: they are padding, and what a layer puts there is left open.
@@ -109,7 +109,7 @@ def _difference(expected: Any, actual: Any) -> float:
 
 def _first_difference(reference: Any, conversion: Conversion, inputs: Any) -> str:
     for name, before, after in _intermediates(reference, conversion, inputs):
-        error = max(map(_difference, tf.nest.flatten(before), keras.tree.flatten(after)))
+        error = max(map(relative_difference, tf.nest.flatten(before), keras.tree.flatten(after)))
         if error > _tolerance(reference):
             return f"the first layer that differs is {name!r}, by {error:.3g}"
     return "no layer's own output differs"

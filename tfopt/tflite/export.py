@@ -102,7 +102,7 @@ def export_tflite(
             if quantization not in INTEGER_IO or not _float_inside(file, float_io):
                 break
     content = _in_order(content, file, [spec.name for spec in input_specs(model)], outputs)
-    _check_promise(file, quantization, float_io, allow_flex)
+    check_promise(file, quantization, float_io, allow_flex)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
         check_runs(temporary)
@@ -278,7 +278,8 @@ def _in_order(content: bytes, file: FlatBuffer, inputs: list[str], outputs: list
     return bytes(changed)
 
 
-def _check_promise(file: FlatBuffer, quantization: str, float_io: bool, allow_flex: bool) -> None:
+def check_promise(file: FlatBuffer, quantization: str, float_io: bool, allow_flex: bool) -> None:
+    """Raises a ValueError where a file is not what was asked for: operators, number formats."""
     require(
         allow_flex or not file.flex_ops,
         f"the file needs TensorFlow's Flex delegate for {', '.join(file.flex_ops)}: replace the layers "

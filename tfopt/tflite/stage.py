@@ -6,6 +6,7 @@ from typing import Any
 
 from tfopt import invariants
 from tfopt.config import require
+from tfopt.measure.file import Measurement
 from tfopt.measure.model_metrics import score_outputs
 from tfopt.progress import current_bar
 from tfopt.quantize.frozen import is_quantized
@@ -77,16 +78,7 @@ class ExportTFLite(Stage):
         if is_quantized(model) and quantization == "int8":
             quantization = trained_quantization(model)
         bar = current_bar(2)
-        measured = export_tflite(
-            model,
-            path,
-            quantization,
-            data if quantization in INTEGER_IO and not is_quantized(model) else None,
-            self.float_io,
-            self.batch_size,
-            self.allow_flex,
-            self.calibration_examples,
-        )
+        measured = self.write(work, path, quantization)
         invariants.check_tflite(path, model, work.invariants)
         bar.update(1, "comparing with the model")
         pair = run_both(model, path, data, data.sizes["test"])
@@ -114,6 +106,20 @@ class ExportTFLite(Stage):
                 f"examples; LiteRT's kernels agree with each other on {parity.noise.argmax_agreement:.2%}"
             )
         return Outcome(work.replace(report=report), notes=notes)
+
+    def write(self, work: Work, path: pathlib.Path, quantization: Any) -> Measurement:
+        """Writes the file."""
+        model = work.need_model()
+        return export_tflite(
+            model,
+            path,
+            quantization,
+            work.data if quantization in INTEGER_IO and not is_quantized(model) else None,
+            self.float_io,
+            self.batch_size,
+            self.allow_flex,
+            self.calibration_examples,
+        )
 
     def _metrics(self, pair: Pair, names: tuple[str, ...], seed: int) -> dict[str, Any]:
         """How good the model and the file are, each with intervals, from the outputs that were compared."""
