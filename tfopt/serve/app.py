@@ -166,8 +166,8 @@ class Application:
         """Classify and regress take tf.Examples, which .tflite files do not read."""
         self._find(request)
         raise ValueError(
-            'only :predict is served, since models take arrays and no tf.Example; for class names add "classification": 3 to '
-            "the body of a predict request"
+            "only :predict is served, since models take arrays and no tf.Example; for class names add "
+            '"classification": 3 to the body of a predict request'
         )
 
     # KServe's V2 protocol
