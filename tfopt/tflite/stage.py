@@ -6,6 +6,7 @@ from typing import Any
 
 from tfopt import invariants
 from tfopt.config import require
+from tfopt.data.dataset import Data, Scaled
 from tfopt.measure.file import Measurement
 from tfopt.measure.model_metrics import score_outputs
 from tfopt.progress import current_bar
@@ -109,16 +110,17 @@ class ExportTFLite(Stage):
 
     def write(self, work: Work, path: pathlib.Path, quantization: Any) -> Measurement:
         """Writes the file."""
-        model = work.need_model()
+        model, data = work.need_model(), work.need_data()
         return export_tflite(
             model,
             path,
             quantization,
-            work.data if quantization in INTEGER_IO and not is_quantized(model) else None,
+            data if quantization in INTEGER_IO and not is_quantized(model) else None,
             self.float_io,
             self.batch_size,
             self.allow_flex,
             self.calibration_examples,
+            _metadata(data),
         )
 
     def _metrics(self, pair: Pair, names: tuple[str, ...], seed: int) -> dict[str, Any]:
@@ -142,3 +144,14 @@ class ExportTFLite(Stage):
                 + (f"; the first layer that differs is {culprit!r}" if culprit else "")
                 + ". Calibrate with more examples, quantize less, or train with quantization in mind"
             )
+
+
+def _metadata(data: Data) -> dict[str, Any]:
+    """What whoever uses the file must know: the classes, and what was done to the inputs before the model saw them."""
+    found: dict[str, Any] = {"class_names": list(data.class_names)} if data.class_names else {}
+    preprocessing: dict[str, Any] = {}
+    if isinstance(data.transform, Scaled):
+        preprocessing["value_range"] = list(data.transform.value_range)
+    if data.prepared:
+        preprocessing["steps"] = [getattr(each, "__name__", type(each).__name__) for each in data.prepared]
+    return found | ({"preprocessing": preprocessing} if preprocessing else {})
