@@ -5,8 +5,9 @@ import numpy as np
 
 from tfopt.tflite.export import export_tflite
 from tfopt.tflite.flatbuffer import read_tflite
+from tfopt.tflite.interpreter import open_interpreter, run_batches
 from tfopt.tflite.quantizer import quantize_file
-from tfopt.tflite.run import open_interpreter, predict_tflite, run_batches
+from tfopt.tflite.run import predict_tflite
 
 
 def write(folder, content):

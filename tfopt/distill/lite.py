@@ -18,7 +18,8 @@ from tfopt.distill.outputs import Seen, look_at
 from tfopt.distill.teacher import Teacher
 from tfopt.tflite.examples import read_examples
 from tfopt.tflite.flatbuffer import read_tflite
-from tfopt.tflite.run import file_specs, open_interpreter, run_batches
+from tfopt.tflite.interpreter import open_interpreter, run_batches
+from tfopt.tflite.run import file_specs
 
 
 class TFLiteTeacher(Teacher):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfopt.record import Record
 from tfopt.tflite.flatbuffer import FlatBuffer, Tensor
-from tfopt.tflite.run import open_interpreter, run_batches
+from tfopt.tflite.interpreter import open_interpreter, run_batches
 from tfopt.tflite.trace import Call, Trace, trace_calls
 
 # These give the values that they receive, in another shape or type.

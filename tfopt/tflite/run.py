@@ -2,19 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfopt.config import require
 from tfopt.tflite.examples import InputSpec, read_examples
 from tfopt.tflite.flatbuffer import FlatBuffer, read_tflite
+from tfopt.tflite.interpreter import open_interpreter, run_batches
 from tfopt.tflite.quiet import quiet
-
-# Examples a call, where the file leaves its batch size open.
-DYNAMIC_BATCH = 32
 
 
 def predict_tflite(
@@ -73,24 +69,6 @@ def predict_tflite(
     return joined if len(joined) > 1 else next(iter(joined.values()))
 
 
-def open_interpreter(file: FlatBuffer, use_xnnpack: bool, threads: int = 1, preserve_all: bool = False) -> Interpreter:
-    """Makes LiteRT's interpreter for a file; with `preserve_all` every tensor can be read after a run."""
-    needed = file.flex_ops or file.custom_ops
-    require(
-        not needed,
-        f"{file.path} needs {', '.join(needed)}, which LiteRT's own runtime does not have: export the model "
-        "without Flex and custom ops",
-    )
-    resolver = OpResolverType.AUTO if use_xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    with quiet():
-        return Interpreter(
-            model_path=file.path,
-            num_threads=threads,
-            experimental_op_resolver_type=resolver,
-            experimental_preserve_all_tensors=preserve_all,
-        )
-
-
 def check_runs(path: str | os.PathLike[str]) -> None:
     """Raises a RuntimeError where LiteRT reads a file and cannot prepare it to run."""
     file = read_tflite(path)
@@ -116,30 +94,3 @@ def file_specs(file: FlatBuffer) -> list[InputSpec]:
         )
         for name, tensor in file.inputs.items()
     ]
-
-
-def run_batches(interpreter: Interpreter, file: FlatBuffer, inputs: dict[str, np.ndarray]) -> Iterator[int]:
-    """Invokes the file on batch after batch; after each, gives how many examples of the outputs count."""
-    count = len(next(iter(inputs.values())))
-    tensors = file.inputs
-    static = next(iter(tensors.values())).shape[0]
-    batch = static if static > 0 else DYNAMIC_BATCH
-    quantized = {name: tensor.quantize(inputs[name]) for name, tensor in tensors.items()}
-    allocated: list[tuple[int, ...]] = []
-    for start in range(0, count, batch):
-        size = min(batch, count - start)
-        # A static batch is always full: its last example is repeated.
-        rows = np.minimum(np.arange(start, start + (batch if static > 0 else size)), count - 1)
-        chunk = {name: values[rows] for name, values in quantized.items()}
-        shapes = [values.shape for values in chunk.values()]
-        if shapes != allocated:
-            for name, tensor in tensors.items():
-                if -1 in tensor.shape:
-                    interpreter.resize_tensor_input(tensor.index, chunk[name].shape)
-            with quiet():
-                interpreter.allocate_tensors()
-            allocated = shapes
-        for name, tensor in tensors.items():
-            interpreter.set_tensor(tensor.index, chunk[name])
-        interpreter.invoke()
-        yield size
