@@ -91,14 +91,14 @@ def open_records(
     """
     files, compression, example = list[InputFile](), list[str](), None
     for path in paths:
-        kind = _compression(path)
+        # Before anything is read, so that a change from here on is seen.
+        before, kind = stamp(path), _compression(path)
         count, fault = _count(path, kind)
         require(
             not fault or on_bad != "raise",
             f'record {count} of {path} cannot be used: {fault}. Mend it, or pass on_bad="skip"',
         )
-        # Before it is read, so that a change from here on is seen.
-        files.append(InputFile(path.relative_to(root).as_posix(), count + bool(fault), stamp(path)))
+        files.append(InputFile(path.relative_to(root).as_posix(), count + bool(fault), before))
         compression.append(kind)
         if example is None and count:
             example = tf.train.Example.FromString(next(_records(path, kind).take(1).as_numpy_iterator()))

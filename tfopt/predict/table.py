@@ -177,22 +177,38 @@ def _numbers(spec: InputSpec, columns: Mapping[str, Any]) -> tuple[np.ndarray, d
 
 
 def _from_lists(name: str, column: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, str]]:
-    faults, rows = dict[int, str](), list[np.ndarray]()
-    size = math.prod(shape)
-    if hasattr(column.type, "storage_type"):
-        column = column.cast(column.type.storage_type)
-    for place, value in enumerate(column):
-        try:
-            row = np.asarray(value.as_py() if _is_list(column.type.value_type) else value.values)
-        except (ValueError, AttributeError):
-            row = np.zeros(0)
-        if value.is_valid and row.size == size and row.dtype.kind in "biuf":
-            rows.append(row.reshape(shape))
-            continue
-        found = f"has {row.size} numbers, expected {size}" if value.is_valid else "is empty"
-        faults[place] = f"the column {name!r} {found}"
-        rows.append(np.zeros(shape, "float32"))
-    return np.stack(rows), faults
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    array = array.storage if isinstance(array, pa.ExtensionArray) else array
+    size, missing = math.prod(shape), array.is_null().to_numpy(zero_copy_only=False)
+    if _is_list(array.type.value_type):
+        # Lists in lists, which may be ragged: one by one.
+        found = [_flat(each) for each in array.to_pylist()]
+        lengths = np.array([-1 if each is None else len(each) for each in found])
+        flat = np.concatenate([each for each in found if each is not None and len(each) == size] or [np.zeros(0)])
+    else:
+        lengths = pc.fill_null(pc.list_value_length(array), -1).to_numpy(zero_copy_only=False)
+        flat = pc.list_flatten(array.filter(pa.array(lengths == size))).to_numpy(zero_copy_only=False)
+    require(flat.dtype.kind in "biuf", f"the column {name!r} holds {array.type}, expected lists of numbers")
+    values = np.zeros((len(array), size), flat.dtype)
+    values[lengths == size] = flat.reshape(-1, size)
+    faults = {
+        int(place): f"the column {name!r} {'is empty' if missing[place] else f'has {lengths[place]} numbers of {size}'}"
+        for place in np.flatnonzero(lengths != size)
+    }
+    return values.reshape(-1, *shape), faults
+
+
+def _flat(value: Any) -> np.ndarray | None:
+    """The numbers in nested lists; None where there are none, or not as many in each."""
+    try:
+        return None if value is None else np.asarray(value, "float64").ravel()
+    except (ValueError, TypeError):
+        return np.zeros(0)
 
 
 # A process reads the row groups of a shard one after the other.
