@@ -146,6 +146,7 @@ def _of_one_length(joined: np.ndarray, offsets: np.ndarray, length: int) -> np.n
 
 
 def open_arrays(path: Path, mapped: bool) -> Any:
+    """The array in a `.npy` file, or the arrays in a `.npz`; raises as `from_npy` and `from_npz` do."""
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")

@@ -1,11 +1,11 @@
 """The output folder: what run it belongs to, which shards are done, and at the end the manifest.
 
-    _run.json            model, input and settings; another run is refused
-    _inputs.csv          the input files with their rows, sizes and times of change
-    part-00000.parquet   a shard, or the folder part-00000 of .npy
-    _shards/00000.json   says that the shard is done, with the checksum of its files; written after them
-    _skipped.csv         rows that could not be used, with the reason; written when all is done
-    _manifest.json       written last: where it stands, every row is there, or in _skipped.csv, exactly once
+_run.json            model, input and settings; another run is refused
+_inputs.csv          the input files with their rows, sizes and times of change
+part-00000.parquet   a shard, or the folder part-00000 of .npy
+_shards/00000.json   says that the shard is done, with the checksum of its files; written after them
+_skipped.csv         rows that could not be used, with the reason; written when all is done
+_manifest.json       written last: where it stands, every row is there, or in _skipped.csv, exactly once
 """
 
 import csv
@@ -110,7 +110,9 @@ def _changes(path: pathlib.Path, listing: str) -> str:
     then, now = ({row[0]: row[1:] for row in list(csv.reader(io.StringIO(each)))[1:]} for each in (before, listing))
     for name in sorted({*then, *now}):
         if then.get(name) != now.get(name):
-            old, new = (f"{each[name][1]}, {each[name][0]} rows" if name in each else "not there" for each in (then, now))
+            old, new = (
+                f"{each[name][1]}, {each[name][0]} rows" if name in each else "not there" for each in (then, now)
+            )
             return f"{name} was {old}, now {new}"
     return "its files have another order"
 

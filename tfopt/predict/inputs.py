@@ -46,7 +46,9 @@ def open_input(
     if found == "images":
         if images is None or len(specs) > 1:
             taken = ", ".join(f"{spec.name!r} of shape {spec.shape}" for spec in specs)
-            raise ValueError(f"{given} holds images, and the model takes {taken}: expected one input (height, width, 3)")
+            raise ValueError(
+                f"{given} holds images, and the model takes {taken}: expected one input (height, width, 3)"
+            )
         return open_images(root, files and [each.relative_to(root).as_posix() for each in files], specs, images, on_bad)
     assert files is not None
     if found == "tfrecord":
@@ -125,7 +127,11 @@ def find(path: pathlib.Path, kind: Kind | None) -> tuple[pathlib.Path, list[path
             # What is no image among them is a bad row.
             return path, None, "images"
         found = _only(path, kinds, kind)
-        return path, [each for each in files if _kind(each) == found or (kind and None in kinds and len(kinds) == 1)], found
+        return (
+            path,
+            [each for each in files if _kind(each) == found or (kind and None in kinds and len(kinds) == 1)],
+            found,
+        )
     names = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
     files = [each for each in map(pathlib.Path, names) if each.is_file()]
     if not files:

@@ -17,9 +17,7 @@ from tfopt.predict.shards import Job, Predictor
 # How often a shard may end its process before it counts as what ends it.
 _ATTEMPTS = 3
 _SECONDS_TO_END = 5.0
-# TensorFlow is imported once, in a server without its runtime, from which the workers are forked.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tfopt.predict.shards"])
 
 
 def run_local(
@@ -38,6 +36,8 @@ def run_local(
       RuntimeError: a shard has ended three processes.
       Whatever a shard raises.
     """
+    # TensorFlow is imported once, by a server that does not start its runtime, and from which workers are forked.
+    _CONTEXT.set_forkserver_preload(["tfopt.predict.shards"])
     left, attempts = list(reversed(numbers)), dict.fromkeys(numbers, 0)
     with contextlib.ExitStack() as stack:
         busy: dict[Connection, _Worker] = {}

@@ -58,7 +58,7 @@ def predict_files(
     workers: int | None = None,
     threads: int = 1,
     kind: Kind | None = None,
-    features: Mapping[str, str] | None = None,
+    features: str | Mapping[str, str] | None = None,
     id: str | None = None,
     on_bad: Policy = "raise",
     image_size: tuple[int, int] | None = None,
@@ -84,8 +84,8 @@ def predict_files(
       workers: processes, each with the model; None: a core for each `threads`.
       threads: of each process, at least 1.
       kind: "images", "tfrecord", "parquet" or "npy"; None: as the names tell.
-      features: for each input the feature of TFRecords, or the columns of Parquet with "," between them; where they
-        are not called as the input.
+      features: the feature of TFRecords that is the input, or the column of Parquet, or several with "," between them;
+        a dict by name for several inputs. None: found by name and type.
       id: the column of Parquet that names a row; else it is the file with the row's number in it.
       on_bad: what to do with rows that cannot be used (images that are damaged or of other channels, records without
         the features, NaN, lists of another length): "raise"; "skip" them; or "repair" the channels of images and skip
@@ -135,7 +135,7 @@ def predict_files(
         input,
         description,
         kind=kind,
-        features=features or {},
+        features={description.inputs[0].name: features} if isinstance(features, str) else features or {},
         id=id,
         on_bad=on_bad,
         image_size=image_size,

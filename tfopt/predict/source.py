@@ -80,7 +80,9 @@ class Source(abc.ABC):
             ids.extend(piece.ids)
             if len(piece.faults) < len(piece.ids):
                 parts.append(piece.inputs)
-        inputs = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.specs} if parts else {}
+        inputs = (
+            {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.specs} if parts else {}
+        )
         good = np.setdiff1d(np.arange(len(ids)), list(faults))
         return checked(Rows(ids, inputs, faults), good, self.specs)
 
