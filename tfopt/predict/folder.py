@@ -110,11 +110,12 @@ def _changes(path: pathlib.Path, listing: str) -> str:
     then, now = ({row[0]: row[1:] for row in list(csv.reader(io.StringIO(each)))[1:]} for each in (before, listing))
     for name in sorted({*then, *now}):
         if then.get(name) != now.get(name):
-            old, new = (
-                f"{each[name][1]}, {each[name][0]} rows" if name in each else "not there" for each in (then, now)
-            )
-            return f"{name} was {old}, now {new}"
+            return f"{name} was {_state(then.get(name))}, now {_state(now.get(name))}"
     return "its files have another order"
+
+
+def _state(columns: Sequence[str] | None) -> str:
+    return "not there" if columns is None else f"{columns[1]}, {columns[0]} rows"
 
 
 def write_shard(
@@ -157,8 +158,16 @@ def finished(folder: pathlib.Path, shards: Sequence[range]) -> dict[int, Shard]:
     return found
 
 
+def reopen(folder: pathlib.Path) -> None:
+    """Takes the manifest away: the folder is not complete."""
+    remove(folder / _MANIFEST)
+
+
 def finish(folder: pathlib.Path, run: Mapping[str, Any], shards: Mapping[int, Shard]) -> pathlib.Path:
-    """Writes the list of skipped rows and the manifest; returns the manifest's path."""
+    """Writes the list of skipped rows and the manifest; returns the manifest's path. No process writes any more."""
+    # Of workers that were killed.
+    for leftover in folder.rglob(".*.tmp*"):
+        remove(leftover)
     ordered = [shards[number] for number in sorted(shards)]
     skipped = [row for shard in ordered for row in shard.skipped]
     if skipped:

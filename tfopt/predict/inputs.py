@@ -49,7 +49,8 @@ def open_input(
             raise ValueError(
                 f"{given} holds images, and the model takes {taken}: expected one input (height, width, 3)"
             )
-        return open_images(root, files and [each.relative_to(root).as_posix() for each in files], specs, images, on_bad)
+        names = None if files is None else [each.relative_to(root).as_posix() for each in files]
+        return open_images(root, names, specs, images, on_bad)
     assert files is not None
     if found == "tfrecord":
         return open_records(root, files, specs, features, images, on_bad)
@@ -95,19 +96,17 @@ def images_of(
     if not is_image:
         require(image_size is None and value_range is None, f"image_size and value_range are for images, not {spec}")
         return None
-    size = image_size or spec.shape[:2]
+    height, width = image_size or spec.shape[:2]
+    if height is None or width is None:
+        raise ValueError(f"the input {spec.name!r} has the open shape {spec.shape}: pass image_size=(height, width)")
     require(
-        None not in size, f"the input {spec.name!r} has the open shape {spec.shape}: pass image_size=(height, width)"
-    )
-    require(
-        all(wanted in (None, each) for wanted, each in zip(spec.shape[:2], size, strict=True)),
-        f"image_size is {size}, and the input {spec.name!r} has the shape {spec.shape}",
+        spec.shape[0] in (None, height) and spec.shape[1] in (None, width),
+        f"image_size is {image_size}, and the input {spec.name!r} has the shape {spec.shape}",
     )
     # Where nobody tells: integers are pixels, floats fractions of 255, as `from_folder` makes them.
     usual = (0.0, 255.0) if spec.dtype.startswith(("int", "uint")) else (0.0, 1.0)
     low, high = value_range or known.get("value_range") or usual
-    height, width = size
-    return Images((int(height), int(width)), int(spec.shape[2]), (float(low), float(high)))
+    return Images((height, width), int(spec.shape[2] or 0), (float(low), float(high)))
 
 
 def find(path: pathlib.Path, kind: Kind | None) -> tuple[pathlib.Path, list[pathlib.Path] | None, Kind]:
@@ -127,11 +126,8 @@ def find(path: pathlib.Path, kind: Kind | None) -> tuple[pathlib.Path, list[path
             # What is no image among them is a bad row.
             return path, None, "images"
         found = _only(path, kinds, kind)
-        return (
-            path,
-            [each for each in files if _kind(each) == found or (kind and None in kinds and len(kinds) == 1)],
-            found,
-        )
+        # Where no name tells anything, the user has said what all are.
+        return path, [each for each in files if kinds == {None} or _kind(each) == found], found
     names = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
     files = [each for each in map(pathlib.Path, names) if each.is_file()]
     if not files:

@@ -33,7 +33,7 @@ def run_on_ray(
     with _connected(ray, address):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        shards = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+        shards: Any = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
         records = shards.map(
             _Actor, fn_constructor_args=(job,), num_cpus=job.threads, compute=ray.data.ActorPoolStrategy(size=workers)
         )
@@ -54,7 +54,7 @@ class _Actor:
         number = int(row["number"])
         try:
             return {"shard": self._predictor.shard(number, lambda rows: None).to_json()}
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the driver raises it
             raise portable(error, number) from None
 
 

@@ -60,9 +60,10 @@ class RecordSource(Source):
             else:
                 good[place] = example
         if self.images is not None:
-            name = next(iter(self.names.values()))
-            found = decoded(list(good), [each[name] for each in good.values()], self.images, self.on_bad, self.specs[0])
-            faults |= {list(good)[place]: fault for place, fault in found.faults.items()}
+            (feature,), places = self.names.values(), list(good)
+            contents = [each[feature] for each in good.values()]
+            found = decoded(ids, contents, self.images, self.on_bad, self.specs[0])
+            faults |= {places[place]: fault for place, fault in found.faults.items()}
             return Rows(ids, found.inputs, faults)
         inputs = {to: np.stack([each[name] for each in good.values()]) for to, name in self.names.items() if good}
         return Rows(ids, inputs, faults)

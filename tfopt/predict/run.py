@@ -161,6 +161,8 @@ def predict_files(
         found, left = len(done), [number for number in range(len(shards)) if number not in done]
         job = Job(path, source, folder, shards, on_bad == "raise", format, names, threads)
         progress = _Progress(bar, source.rows, done)
+        if left:
+            output_folder.reopen(folder)
         if left and engine == "ray":
             from tfopt.predict.on_ray import run_on_ray
 

@@ -80,9 +80,8 @@ class Source(abc.ABC):
             ids.extend(piece.ids)
             if len(piece.faults) < len(piece.ids):
                 parts.append(piece.inputs)
-        inputs = (
-            {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.specs} if parts else {}
-        )
+        names = [spec.name for spec in self.specs] if parts else []
+        inputs = {name: np.concatenate([part[name] for part in parts]) for name in names}
         good = np.setdiff1d(np.arange(len(ids)), list(faults))
         return checked(Rows(ids, inputs, faults), good, self.specs)
 
@@ -163,7 +162,7 @@ def full_shape(spec: InputSpec, what: str) -> tuple[int, ...]:
     sizes = tuple(size for size in spec.shape if size is not None)
     require(
         len(sizes) == len(spec.shape),
-        f"the input {spec.name!r} has the open shape {spec.shape}, so {what} cannot tell how their values are arranged: "
-        "use .npy files",
+        f"the input {spec.name!r} has the open shape {spec.shape}, and {what} do not tell how their values are "
+        "arranged: use .npy files",
     )
     return sizes

@@ -217,6 +217,8 @@ def _group(path: pathlib.Path, number: int, columns: tuple[str, ...]) -> Any:
     return _open(path).read_row_group(number, columns=list(columns))
 
 
+# With its footer, which is read once.
+@functools.lru_cache(maxsize=2)
 def _open(path: pathlib.Path) -> Any:
     from pyarrow import parquet
 
