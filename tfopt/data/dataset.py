@@ -337,15 +337,16 @@ def hold_out(examples: tf.data.Dataset, fractions: Mapping[str, float], seed: in
     return {split: select(rows) for split, rows in drawn.items()}
 
 
-def scaled_to(value_range: tuple[float, float]) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+@dataclasses.dataclass(frozen=True)
+class Scaled:
     """A `transform` of batches of uint8 images: to float32, where `value_range` is what pixels 0 and 255 become."""
-    low, high = value_range
-    scale = (high - low) / 255.0
 
-    def scaled(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.cast(x, tf.float32) * scale + low, y
+    value_range: tuple[float, float]
 
-    return scaled
+    def __call__(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scales the images of a batch."""
+        low, high = self.value_range
+        return tf.cast(x, tf.float32) * ((high - low) / 255.0) + low, y
 
 
 def _arrays(split: str, arrays: Any) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ import PIL.Image
 import tensorflow as tf
 
 from tfopt.config import require
-from tfopt.data.dataset import SPLITS, Data, scaled_to
+from tfopt.data.dataset import SPLITS, Data, Scaled
 from tfopt.data.policy import Policy
 from tfopt.progress import current_bar
 
@@ -92,7 +92,7 @@ class Images:
             content, label = load(*element)
             return self.decode(content), label
 
-        data = dataclasses.replace(data, read=read, transform=scaled_to(self.value_range))
+        data = dataclasses.replace(data, read=read, transform=Scaled(self.value_range))
         return cached(data) if self.cache else data
 
 

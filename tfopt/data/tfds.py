@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt.config import did_you_mean, require
-from tfopt.data.dataset import Data, hold_out, scaled_to
+from tfopt.data.dataset import Data, Scaled, hold_out
 from tfopt.data.digits import default_data_dir, prepare_digits
 
 
@@ -76,7 +76,7 @@ def from_tfds(
         class_names=tuple(info.features[label].names),
         batch_size=batch_size,
         seed=seed,
-        transform=scaled_to(value_range),
+        transform=Scaled(value_range),
     )
 
 

@@ -1,9 +1,10 @@
 """The application: TensorFlow Serving's REST API and KServe's V2 protocol, over the models of a repository."""
 
 import asyncio
+import contextlib
 import functools
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class Application:
 
     @property
     def asgi(self) -> ASGIApp:
-        """The ASGI application; call `start` first."""
+        """The ASGI application; servers that know no lifespan call `start` first, and `close` in the end."""
         return self._guarded
 
     async def start(self) -> None:
@@ -66,6 +67,13 @@ class Application:
     async def close(self) -> None:
         """Lets what is being answered end, and the workers then."""
         await self.repository.close()
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """For servers that start the application themselves, as Ray does."""
+        await self.start()
+        yield
+        await self.close()
 
     def _pool(self, path: str, key: Key) -> Pool:
         settings = self.settings
@@ -104,7 +112,7 @@ class Application:
                 _route(v1 + version + ":classify", self.unsupported, "POST"),
                 _route(v1 + version + ":regress", self.unsupported, "POST"),
             ]
-        app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error}, lifespan=self._lifespan)
         app.router.redirect_slashes = False
         return app
 
@@ -166,8 +174,8 @@ class Application:
         """Classify and regress take tf.Examples, which .tflite files do not read."""
         self._find(request)
         raise ValueError(
-            'only :predict is served, since models take arrays and no tf.Example; for class names add "classification": 3 to '
-            "the body of a predict request"
+            "only :predict is served, since models take arrays and no tf.Example; for class names add "
+            '"classification": 3 to the body of a predict request'
         )
 
     # KServe's V2 protocol

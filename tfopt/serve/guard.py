@@ -110,7 +110,8 @@ class Guard:
                 self._admit(scope)
                 body = await self._read(scope, receive, held)
             except Stop as stop:
-                await _drain(scope, receive, stop)
+                if not held.is_whole:
+                    await _drain(scope, receive, stop)
                 await _refuse(stop, note)
                 return
             await self.app(scope, _Body(body, receive), note)
@@ -176,9 +177,9 @@ class Guard:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Stop(400, "the client went away")
-                    piece = message.get("body", b"")
+                    piece, more = message.get("body", b""), message.get("more_body", False)
+                    held.is_whole = not more
                     held.add(len(piece) + body.add(piece))
-                    more = message.get("more_body", False)
         except TimeoutError:
             raise Stop(408, f"the body did not arrive within {self.limits.body_seconds:g} s") from None
         return body.end()
@@ -195,10 +196,10 @@ class Guard:
 
 
 class _Held:
-    """The bytes that one request holds."""
+    """The bytes that one request holds, and whether they are all that it has."""
 
     def __init__(self, guard: Guard) -> None:
-        self._guard, self._size = guard, 0
+        self._guard, self._size, self.is_whole = guard, 0, False
 
     def add(self, size: int) -> None:
         self._size += size

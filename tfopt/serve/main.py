@@ -25,7 +25,7 @@ def main() -> None:
         if chosen.engine == "ray":
             from tfopt.serve.ray_engine import run_ray
 
-            run_ray(settings, access, version, chosen.ray_address, chosen.max_replicas)
+            run_ray(settings, access, sys.argv[1:], version, chosen.ray_address, chosen.max_replicas)
         else:
             from tfopt.serve.local import run
 

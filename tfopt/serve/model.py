@@ -11,6 +11,7 @@ from tfopt.config import require
 from tfopt.serve.description import Description, TensorInfo
 from tfopt.tflite.flatbuffer import FlatBuffer, Tensor, read_tflite
 from tfopt.tflite.interpreter import Batches, open_interpreter
+from tfopt.tflite.metadata import read_metadata
 
 SAVED_MODEL = "saved_model.pb"
 
@@ -87,7 +88,7 @@ def describe(file: FlatBuffer) -> Description:
     """What a .tflite file takes and gives."""
     inputs = tuple(_info(name, tensor) for name, tensor in file.inputs.items())
     outputs = tuple(_info(name, tensor) for name, tensor in file.outputs.items())
-    return Description("litert", inputs, outputs, batch_axis(inputs, outputs))
+    return Description("litert", inputs, outputs, batch_axis(inputs, outputs), read_metadata(file))
 
 
 def _info(name: str, tensor: Tensor) -> TensorInfo:

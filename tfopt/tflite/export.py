@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import keras
@@ -18,6 +18,7 @@ from tfopt.quantize.frozen import activation_bits, frozen, is_quantized
 from tfopt.quantize.island import SCOPE
 from tfopt.tflite.examples import Examples, read_examples
 from tfopt.tflite.flatbuffer import FlatBuffer, Graph, Operator, parse_tflite
+from tfopt.tflite.metadata import add_metadata
 from tfopt.tflite.model import call_named, float32_model, input_specs, static_batch
 from tfopt.tflite.quantizer import quantize_marked
 from tfopt.tflite.quiet import quiet
@@ -42,6 +43,7 @@ def export_tflite(
     batch_size: int | None = 1,
     allow_flex: bool = False,
     calibration_examples: int = 300,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Measurement:
     """Writes a Keras model as a .tflite file and checks in the file that it is what was asked for.
 
@@ -61,6 +63,7 @@ def export_tflite(
       batch_size: static batch size of the file, at least 1; None: dynamic.
       allow_flex: permit operators that need TensorFlow's Flex delegate.
       calibration_examples: how many examples are used at most: see `calibrate`.
+      metadata: what travels in the file, such as {"class_names": ["cat", "dog"]}; see `add_metadata`.
 
     Returns:
       What `measure_tflite` finds in the file.
@@ -103,6 +106,8 @@ def export_tflite(
                 break
     content = _in_order(content, file, [spec.name for spec in input_specs(model)], outputs)
     _check_promise(file, quantization, float_io, allow_flex)
+    if metadata:
+        content = add_metadata(content, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
         check_runs(temporary)

@@ -157,11 +157,12 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True)
 class FlatBuffer:
-    """What a .tflite file holds. `graphs[0]` is the main graph."""
+    """What a .tflite file holds. `graphs[0]` is the main graph, `metadata` what travels along, by name."""
 
     path: str
     graphs: tuple[Graph, ...]
     signatures: dict[str, Signature]
+    metadata: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def signature(self) -> Signature:
@@ -235,12 +236,13 @@ def parse_tflite(content: bytes, path: str = "model.tflite") -> FlatBuffer:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
         graphs = tuple(_graph(model, graph, content) for graph in model.subgraphs)
         signatures = {_text(each.signatureKey): _signature(each, graphs) for each in _list(model.signatureDefs)}
+        metadata = {_text(each.name): _content(model.buffers[each.buffer]) for each in _list(model.metadata)}
         if not graphs:
             raise ValueError("it holds no graph")
     # What the generated readers raise when an offset points outside of the file.
     except (struct.error, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{damaged}: {error} ({path}, {len(content):,} bytes); export it again") from error
-    return FlatBuffer(path, graphs, signatures)
+    return FlatBuffer(path, graphs, signatures, metadata)
 
 
 def _graph(model: schema.ModelT, graph: schema.SubGraphT, content: bytes) -> Graph:
@@ -275,6 +277,10 @@ def _raw(buffer: schema.BufferT, content: bytes) -> np.ndarray | None:
     if buffer.size and buffer.offset > 1:  # files beyond 2 GB keep their data behind the flatbuffer
         return np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
     return None if buffer.data is None or len(buffer.data) == 0 else buffer.data
+
+
+def _content(buffer: schema.BufferT) -> bytes:
+    return b"" if buffer.data is None else bytes(bytearray(buffer.data))
 
 
 def _values(data: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) -> np.ndarray | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tfopt import invariants
 from tfopt.config import require
+from tfopt.data.dataset import Data, Scaled
 from tfopt.measure.model_metrics import score_outputs
 from tfopt.progress import current_bar
 from tfopt.quantize.frozen import is_quantized
@@ -86,6 +87,7 @@ class ExportTFLite(Stage):
             self.batch_size,
             self.allow_flex,
             self.calibration_examples,
+            _metadata(data),
         )
         invariants.check_tflite(path, model, work.invariants)
         bar.update(1, "comparing with the model")
@@ -136,3 +138,14 @@ class ExportTFLite(Stage):
                 + (f"; the first layer that differs is {culprit!r}" if culprit else "")
                 + ". Calibrate with more examples, quantize less, or train with quantization in mind"
             )
+
+
+def _metadata(data: Data) -> dict[str, Any]:
+    """What whoever uses the file must know: the classes, and what was done to the inputs before the model saw them."""
+    found: dict[str, Any] = {"class_names": list(data.class_names)} if data.class_names else {}
+    preprocessing: dict[str, Any] = {}
+    if isinstance(data.transform, Scaled):
+        preprocessing["value_range"] = list(data.transform.value_range)
+    if data.prepared:
+        preprocessing["steps"] = [getattr(each, "__name__", type(each).__name__) for each in data.prepared]
+    return found | ({"preprocessing": preprocessing} if preprocessing else {})
