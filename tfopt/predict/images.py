@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 
 from tfopt.config import require
-from tfopt.data.dataset import scaled_to
+from tfopt.data.dataset import Scaled
 from tfopt.data.image import Images
 from tfopt.data.policy import Policy
 from tfopt.data.tree import Tree, open_tree
@@ -90,5 +90,5 @@ def decoded(
     pixels = [each for each in found if not isinstance(each, str)]
     if not pixels:
         return Rows(ids, {}, faults)
-    scaled, _ = scaled_to(images.value_range)(np.stack(pixels), None)
+    scaled, _ = Scaled(images.value_range)(np.stack(pixels), None)
     return Rows(ids, {spec.name: scaled.numpy()}, faults)
