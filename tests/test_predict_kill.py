@@ -116,6 +116,8 @@ def test_a_second_run_on_the_same_folder_is_refused_and_sigterm_ends_the_first(f
     out = tmp_path / "out"
     first = start(files, out, "--workers=1")
     wait_until(lambda: notes(out) >= 2)
+    # So that it is not done before the second one has started.
+    os.kill(workers_of(first, out)[0], signal.SIGSTOP)
     second = start(files, out, "--workers=1")
     output, _ = second.communicate(timeout=PATIENCE)
     assert (second.returncode, "another process is at work in" in output) == (1, True), output[-2000:]
@@ -135,7 +137,10 @@ def test_an_input_that_changes_while_it_is_read_ends_the_run_and_is_refused(file
     out = tmp_path / "out"
     process = start(tmp_path / "in", out, "--workers=1", model=files / "m.tflite")
     wait_until(lambda: notes(out) >= 2)
+    worker = workers_of(process, out)[0]
+    os.kill(worker, signal.SIGSTOP)
     np.save(tmp_path / "in" / "x.npy", rows + 1)
+    os.kill(worker, signal.SIGCONT)
     output, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, "was changed while it was read" in output) == (1, True), output[-2000:]
     done = notes(out)

@@ -132,9 +132,9 @@ def servers(file: pathlib.Path, port: int, replicas: int, peers: str | None) -> 
         told = {"MODEL": str(file), "REPLICAS": str(replicas), "BENTOML_DO_NOT_TRACK": "True"}
         host = ["--host", "127.0.0.1", "--port", str(port), "--working-dir", str(_FOLDER)]
         found["bentoml"] = Server(
-            [python, "-m", "bentoml", "serve", "serving_bentoml:Classifier", *host], told, encoded("/predict")
+            [python, "-m", "bentoml", "serve", "_serve_bentoml:Classifier", *host], told, encoded("/predict")
         )
-        script = str(_FOLDER / "serving_litserve.py")
+        script = str(_FOLDER / "_serve_litserve.py")
         found["litserve"] = Server([python, script, str(file), str(port), str(replicas)], {}, encoded("/predict"))
     return found
 
@@ -286,9 +286,10 @@ def main(_: list[str]) -> None:
             turns[name].append(measure(servers(file, port, _REPLICAS.value, _PEERS.value)[name], port))
             console.print(f"round {number + 1}: {name} {turns[name][-1].throughput:.1f} examples a second")
     show(turns, console)
+    machine = describe_environment()
     console.print(
-        f"{file.name}, {_REPLICAS.value} workers of one thread, {_CONNECTIONS.value} connections, {ROUNDS.value} rounds "
-        f"of {_SECONDS.value:g} s, {describe_environment()['cpu']}, {describe_environment()['threads']} cores"
+        f"{file.name}, {_REPLICAS.value} workers of one thread, {_CONNECTIONS.value} connections, "
+        f"{ROUNDS.value} rounds of {_SECONDS.value:g} s, {machine['cpu']}, {machine['threads']} cores"
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class ArraySource(Source):
       paths: for each input its files, those of the first being `files`.
     """
 
+    kind: ClassVar[str] = "npy"
     paths: Mapping[str, tuple[pathlib.Path, ...]]
 
     def piece(self, index: int, first: int, last: int) -> Rows:

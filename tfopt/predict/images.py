@@ -5,6 +5,7 @@ import functools
 import pathlib
 import warnings
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import PIL.Image
@@ -28,6 +29,7 @@ class ImageSource(Source):
       archive: the ZIP archive that holds them.
     """
 
+    kind: ClassVar[str] = "images"
     images: Images
     on_bad: Policy
     archive: pathlib.Path | None = None

@@ -1,6 +1,8 @@
 """Shards on Ray Data: on this machine, or on all of a cluster that shares the folders."""
 
 import contextlib
+import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,7 +32,9 @@ def run_on_ray(
         import ray.data
     except ImportError as error:
         raise ImportError('engine="ray" needs Ray: install it with pip install "tfopt[ray]"') from error
-    with _connected(ray, address):
+    # Its word on each dataset would run into the progress bar.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    with _connected(ray, address, workers * job.threads):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         shards: Any = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
@@ -59,12 +63,17 @@ class _Actor:
 
 
 @contextlib.contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
+def _connected(ray: Any, address: str | None, processors: int) -> Iterator[None]:
     """A connection to Ray for the block; one that is there already stays."""
     if ray.is_initialized():
         yield
         return
-    ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    if address or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, log_to_driver=False)
+    else:
+        # Actors that wait for a processor would never start.
+        processors = max(os.cpu_count() or 1, processors)
+        ray.init(num_cpus=processors, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
     try:
         yield
     finally:

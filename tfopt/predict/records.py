@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -32,6 +32,7 @@ class RecordSource(Source):
       on_bad: "repair" takes images of other channels.
     """
 
+    kind: ClassVar[str] = "tfrecord"
     names: Mapping[str, str]
     features: Mapping[str, Any]
     compression: tuple[str, ...]

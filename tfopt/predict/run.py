@@ -147,7 +147,7 @@ def predict_files(
     run = {
         "model": path.name,
         "model_sha256": output_folder.fingerprint(path),
-        "kind": type(source).__name__,
+        "kind": source.kind,
         **source.settings,
         "on_bad": on_bad,
         "class_names": list(names),

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -50,8 +51,11 @@ class Source(abc.ABC):
       root: the folder that the names are relative to.
       files: the files.
       specs: the model's inputs.
+
+    `kind` is what `predict_files` calls the input.
     """
 
+    kind: ClassVar[str]
     root: pathlib.Path
     files: tuple[InputFile, ...]
     specs: tuple[InputSpec, ...]

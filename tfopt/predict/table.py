@@ -5,7 +5,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class TableSource(Source):
       on_bad: "repair" takes images of other channels.
     """
 
+    kind: ClassVar[str] = "parquet"
     columns: Mapping[str, tuple[str, ...]]
     id: str | None
     images: Images | None

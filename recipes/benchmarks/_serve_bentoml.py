@@ -1,6 +1,6 @@
 """The benchmark's model on BentoML, one LiteRT interpreter a worker; tensors as base64 in JSON.
 
-MODEL=m.tflite REPLICAS=2 bentoml serve serving_bentoml:Classifier
+MODEL=m.tflite REPLICAS=2 bentoml serve _serve_bentoml:Classifier
 """
 
 import base64

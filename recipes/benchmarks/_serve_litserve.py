@@ -1,6 +1,6 @@
 """The benchmark's model on LitServe, one LiteRT interpreter a worker; tensors as base64 in JSON.
 
-python serving_litserve.py MODEL PORT REPLICAS
+python _serve_litserve.py MODEL PORT REPLICAS
 """
 
 import base64
