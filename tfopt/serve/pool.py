@@ -130,7 +130,7 @@ class Pool:
                 continue
             # One in hand where each runs alone; where they can share a run, the more wait the better.
             depth = 2 if self.shared == 1 else 1
-            free = [each for each in self.alive if each.waiting < depth]
+            free = [each for each in self.alive if each.waiting < depth and not each.ended.is_set()]
             if not free:
                 return
             replica = min(free, key=lambda each: (each.waiting, each.since if each.waiting else 0.0))

@@ -85,11 +85,15 @@ class Replica:
         return Description.from_dict(head["description"])
 
     def ask(self, requests: Sequence[Arrays], raw: bool) -> asyncio.Future[list[Answer]]:
-        """Sends requests for one run; the future gives an answer or the error of each, or raises ReplicaLost."""
+        """Sends requests for one run; the future gives an answer or the error of each, or raises ReplicaLost.
+
+        Not to be called once `ended` is set.
+        """
         future: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
         self._asked.append((future, time.monotonic()))
-        # A process that has died is noticed where its answers are read.
-        self._writer.writelines(pack({"raw": raw}, requests))
+        # A process that has died is noticed where its answers are read, and this one is lost there too.
+        if not self._writer.is_closing():
+            self._writer.writelines(pack({"raw": raw}, requests))
         return future
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
@@ -107,11 +111,12 @@ class Replica:
                     )
         except (OSError, asyncio.IncompleteReadError):
             self.kill()
+            # First, so that nobody is sent here any more.
+            self.ended.set()
             while self._asked:
                 future, _ = self._asked.popleft()
                 if not future.done():
                     future.set_exception(ReplicaLost("the worker that computed the answer ended; ask again"))
-            self.ended.set()
 
     def kill(self) -> None:
         """Ends the process at once."""

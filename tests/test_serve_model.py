@@ -1,0 +1,375 @@
+"""Models of every kind as functions of arrays, what may share a run of them, and the frames between processes."""
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import zipfile
+
+import hypothesis
+import hypothesis.extra.numpy as arrays_of
+import hypothesis.strategies as st
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfopt
+from tests.tflite_models import dense_net, normal
+from tfopt.data.dataset import Scaled
+from tfopt.serve.description import Description, TensorInfo
+from tfopt.serve.merge import predict_all, shared_rows
+from tfopt.serve.model import LiteModel, Model, load
+from tfopt.serve.process import MAIN
+from tfopt.serve.repository import SUFFIXES, fingerprint, scan
+from tfopt.serve.tensors import dump, parse, to_array, to_values
+from tfopt.serve.wire import PREFIX, from_bytes, pack, to_bytes, unpack
+from tfopt.tflite.export import export_tflite
+from tfopt.tflite.flatbuffer import read_tflite
+from tfopt.tflite.metadata import add_metadata, read_metadata
+from tfopt.tflite.run import predict_tflite
+from tfopt.tflite.stage import _metadata
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """One model as files of every kind, and its examples."""
+    folder = tmp_path_factory.mktemp("kinds")
+    keras.utils.set_random_seed(0)
+    model = dense_net()
+    x = normal(model, 40)
+    export_tflite(model, folder / "int8.tflite", "int8", x)
+    export_tflite(model, folder / "open.tflite", "int8", x, batch_size=None)
+    export_tflite(model, folder / "four.tflite", batch_size=4)
+    model.save(folder / "m.keras")
+    model.save(folder / "m.h5")
+    model.export(folder / "saved", verbose=False)
+    return folder, model, x
+
+
+@pytest.mark.parametrize("name", ["int8.tflite", "open.tflite", "four.tflite"])
+def test_files_give_the_bits_of_predict_tflite(files, name):
+    folder, _, x = files
+    model = load(folder / name)
+    for count in (1, 3, 40):
+        for raw in (False, True):
+            wanted = predict_tflite(folder / name, x[:count], raw=raw)
+            got = model.predict({"x": x[:count]}, raw)["y"]
+            assert (got.dtype, got.tobytes()) == (wanted.dtype, wanted.tobytes())
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5", "saved"])
+def test_keras_models_and_saved_models(files, name):
+    folder, keras_model, x = files
+    model = load(folder / name)
+    assert model.description.batch == -1
+    assert [info.shape for info in model.description.inputs] == [(-1, 20)]
+    wanted = keras_model.predict(x, verbose=0, batch_size=40)
+    (got,) = model.predict({model.description.inputs[0].name: x}).values()
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_saved_models_of_strings(tmp_path):
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="text")])
+    def upper(text):
+        return {"upper": tf.strings.upper(text), "size": tf.strings.length(text)}
+
+    module = tf.Module()
+    module.upper = upper
+    tf.saved_model.save(module, tmp_path / "saved", signatures=upper)
+    model = load(tmp_path / "saved")
+    outputs = model.predict({"text": np.array([b"one", b"three"], object)})
+    assert outputs["upper"].tolist() == [b"ONE", b"THREE"]
+    assert outputs["size"].tolist() == [3, 5]
+
+
+def test_saved_models_that_touch_files_are_refused(tmp_path):
+    @tf.function(input_signature=[tf.TensorSpec((), tf.string, name="path")])
+    def read(path):
+        return {"content": tf.io.read_file(path)}
+
+    module = tf.Module()
+    module.read = read
+    tf.saved_model.save(module, tmp_path / "saved", signatures=read)
+    with pytest.raises(ValueError, match="ReadFile, which touch files or call Python"):
+        load(tmp_path / "saved")
+
+
+def test_keras_files_with_code_are_refused(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: x + 1)])
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match="Lambda"):
+        load(tmp_path / "m.keras")
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all", b"\x1c\0\0\0TFL3" + bytes(100)])
+def test_damaged_files(tmp_path, content):
+    (tmp_path / "m.tflite").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        load(tmp_path / "m.tflite")
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        load(tmp_path / "other.tflite")
+
+
+def test_only_finite_numbers_of_the_right_shape_are_taken(files):
+    folder, _, x = files
+    model = load(folder / "int8.tflite")
+    for wrong, message in (
+        ({"x": x[:, :5]}, r"shape \[40, 5\], expected \[-1, 20\]"),
+        ({"x": x.astype("float64")}, "type float64, expected float32 or int8"),
+        ({"x": np.where(x > 2, np.nan, x)}, "NaN or infinity"),
+        ({"z": x}, "expected the inputs x, received z"),
+        ({"x": x[:0]}, "is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.predict(wrong)
+    # Also after an error.
+    assert (model.predict({"x": x})["y"] == predict_tflite(folder / "int8.tflite", x)).all()
+
+
+# What may share a run
+
+
+class Rounded(Model):
+    """Adds the mean of a large enough batch: its examples are not independent."""
+
+    def __init__(self, size):
+        info = TensorInfo("x", (-1, 2), "float32", "float32")
+        super().__init__(Description("litert", (info,), (info,), -1))
+        self.size = size
+
+    def _predict(self, inputs, raw):
+        x = inputs["x"]
+        return {"x": x + x.mean(0) if len(x) >= self.size else x}
+
+
+@pytest.mark.parametrize(("size", "shared"), [(2, 1), (3, 2), (9, 8), (10, 8)])
+def test_runs_are_shared_only_as_far_as_the_bits_stay(size, shared):
+    assert shared_rows(Rounded(size), 8) == shared
+
+
+def test_files_that_mix_the_examples_of_a_batch_share_no_run(tmp_path):
+    inputs = keras.Input((3,), batch_size=4, name="x")
+    mixed = keras.layers.Lambda(lambda x: x - keras.ops.mean(x, 0, keepdims=True), name="y")(inputs)
+    export_tflite(keras.Model(inputs, mixed), tmp_path / "m.tflite", batch_size=4)
+    assert shared_rows(load(tmp_path / "m.tflite"), 32) == 1
+
+
+def test_which_files_share_runs(files):
+    folder, _, _ = files
+    assert shared_rows(load(folder / "int8.tflite"), 32) == 1
+    assert shared_rows(load(folder / "open.tflite"), 8) == 8
+    assert shared_rows(load(folder / "four.tflite"), 32) == 4
+    assert shared_rows(load(folder / "open.tflite"), 32, seconds=0.0) == 1
+
+
+def test_a_wrong_request_does_not_harm_those_that_share_its_run(files):
+    folder, _, x = files
+    model = load(folder / "open.tflite")
+    nan = np.full((1, 20), np.nan, "float32")
+    first, wrong, last = predict_all(model, [{"x": x[:2]}, {"x": nan}, {"x": x[2:3]}], raw=False)
+    assert "NaN" in wrong
+    wanted = predict_tflite(folder / "open.tflite", x[:3])
+    assert (np.concatenate([first["y"], last["y"]]) == wanted).all()
+
+
+# Frames and JSON
+
+NUMBERS = st.sampled_from(["float32", "float16", "int8", "uint8", "int64", "bool", "float64"])
+ARRAYS = NUMBERS.flatmap(lambda dtype: arrays_of.arrays(dtype, arrays_of.array_shapes(min_dims=0, min_side=0)))
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(st.lists(st.dictionaries(st.text(max_size=5), ARRAYS, max_size=3), max_size=3))
+def test_frames_carry_arrays_bit_for_bit(requests):
+    prefix, head, *content = pack({"raw": True}, requests)
+    joined = b"".join(content)
+    assert PREFIX.unpack(prefix) == (len(head), len(joined))
+    found, received = unpack(head, joined)
+    assert found["raw"] is True
+    for sent, got in zip(requests, received, strict=True):
+        assert list(sent) == list(got)
+        for name, values in sent.items():
+            assert (got[name].dtype, got[name].shape) == (values.dtype, values.shape)
+            assert got[name].tobytes() == values.tobytes()
+
+
+@hypothesis.given(st.lists(st.binary(max_size=20), max_size=5))
+def test_strings_as_bytes(texts):
+    dtype, content = to_bytes(np.array([*texts, b""], object)[: len(texts)])
+    assert from_bytes(content, dtype, [len(texts)]).tolist() == texts
+
+
+@hypothesis.given(st.binary(max_size=60), st.lists(st.integers(0, 2**62), max_size=3))
+def test_any_bytes_are_strings_or_a_value_error(content, shape):
+    with contextlib.suppress(ValueError):
+        assert from_bytes(content, "string", shape).shape == tuple(shape)
+
+
+@hypothesis.given(st.binary(max_size=60))
+def test_any_bytes_are_json_or_a_value_error(content):
+    with contextlib.suppress(ValueError):
+        parse(content)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+)
+
+
+@hypothesis.given(JSON, st.sampled_from(["float32", "int8", "uint8", "int64", "bool", "string", "float16"]))
+def test_any_values_are_an_array_or_a_value_error(values, dtype):
+    with contextlib.suppress(ValueError):
+        array = to_array(values, TensorInfo("x", (-1,), dtype, dtype))
+        assert array.dtype == (object if dtype == "string" else dtype)
+
+
+@hypothesis.given(arrays_of.arrays("float32", 5, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_floats_survive_json_bit_for_bit(values):
+    info = TensorInfo("x", (-1,), "float32", "float32")
+    assert to_array(parse(dump(to_values(values, "x"))), info).tobytes() == values.tobytes()
+
+
+def test_strings_in_json():
+    info = TensorInfo("x", (-1,), "string", "string")
+    array = to_array(["é", {"b64": "/w=="}], info)
+    assert array.tolist() == ["é".encode(), b"\xff"]
+    assert to_values(array, "x") == ["é", {"b64": "/w=="}]
+    assert to_values(array, "x_bytes") == [{"b64": "w6k="}, {"b64": "/w=="}]
+
+
+# Metadata
+
+
+def test_metadata_travel_in_the_file_and_change_nothing_else(files, tmp_path):
+    folder, _, x = files
+    path, values = tmp_path / "m.tflite", {"class_names": ["a", "é"], "preprocessing": {"value_range": [0.0, 1.0]}}
+    content = (folder / "int8.tflite").read_bytes()
+    path.write_bytes(add_metadata(add_metadata(content, {"class_names": ["old"]}), values))
+    assert read_metadata(read_tflite(path)) == values
+    assert load(path).description.class_names == ("a", "é")
+    assert (predict_tflite(path, x) == predict_tflite(folder / "int8.tflite", x)).all()
+    assert path.stat().st_size - len(content) < 500
+    assert read_metadata(read_tflite(folder / "int8.tflite")) == {}
+
+
+def test_labels_that_others_packed_behind_the_file(files, tmp_path):
+    folder, _, _ = files
+    path = tmp_path / "m.tflite"
+    path.write_bytes((folder / "int8.tflite").read_bytes())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("labels.txt", "one\ntwo\nthree\n")
+    assert load(path).description.class_names == ("one", "two", "three")
+
+
+def test_the_stage_writes_class_names_and_the_value_range(data):
+    assert _metadata(data) == {"class_names": ["a", "b", "c"]}
+    scaled = dataclasses.replace(data, transform=Scaled((-1.0, 1.0)), prepared=(np.abs,))
+    assert _metadata(scaled)["preprocessing"] == {"value_range": [-1.0, 1.0], "steps": ["absolute"]}
+    assert _metadata(dataclasses.replace(data, class_names=())) == {}
+
+
+@pytest.mark.slow
+def test_the_metadata_go_through_a_chain(digits, tmp_path):
+    stages = [tfopt.Build(tfopt.models.cnn, {"filters": 2}), tfopt.Train(1), tfopt.ExportTFLite("none", max_drop=1.0)]
+    work = tfopt.run(stages, tfopt.Work(data=digits, workdir=tmp_path))
+    file = read_tflite(tmp_path / work.report.artefacts["tflite"]["path"])
+    assert read_metadata(file) == {
+        "class_names": [str(digit) for digit in range(10)],
+        "preprocessing": {"value_range": [0.0, 1.0]},
+    }
+
+
+# Folders
+
+
+def test_links_out_of_the_folder_are_refused(tmp_path):
+    outside, root = tmp_path / "outside", tmp_path / "models"
+    for folder in (outside / "2", root / "m" / "1"):
+        folder.mkdir(parents=True)
+        (folder / "m.tflite").touch()
+    (root / "m" / "2").symlink_to(outside / "2")
+    (root / "m" / "3").mkdir()
+    (root / "m" / "3" / "m.tflite").symlink_to(outside / "2" / "m.tflite")
+    (root / "m" / "4").mkdir()
+    (root / "m" / "4" / "folder").symlink_to(root)
+    found, _ = scan(root, "model")
+    assert sorted(found) == [("m", 1), ("m", 2), ("m", 3), ("m", 4)]
+    assert len(fingerprint(found["m", 1], root)) == 1
+    for number in (2, 3):
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            fingerprint(found["m", number], root)
+    with pytest.raises(ValueError, match="link to a folder"):
+        fingerprint(found["m", 4], root)
+
+
+def test_what_a_folder_holds(tmp_path):
+    for path in ("digits/1/m.tflite", "digits/x/m.tflite", "digits/0003/m.keras", "saved/saved_model.pb", "a.tflite"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    for path in (".hidden/1/m.tflite", "bad name/1/m.tflite", "notes.txt", f"long/{'9' * 30}/m.tflite"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert sorted(scan(tmp_path, "model")[0]) == [("a", 1), ("digits", 1), ("digits", 3), ("saved", 1)]
+    assert sorted(scan(tmp_path / "digits", "other")[0]) == [("other", 1), ("other", 3)]
+    assert scan(tmp_path / "saved", "other") == ({("other", 1): tmp_path / "saved"}, True)
+    assert ".tflite" in SUFFIXES
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere/m.tflite"], "no file or folder /nowhere/m.tflite"),
+        ([__file__], "test_serve_model.py cannot be served: .*no .tflite file at all"),
+        ([__file__, "--replicas=0"], "--replicas must be at least 1, received 0"),
+        ([__file__, "--name=a/b"], "--name must be of letters"),
+        ([__file__, "--max_replicas=3"], "--max_replicas goes with --engine=ray"),
+        ([__file__, "--max_body=0"], "body_bytes must be above 0"),
+        ([__file__, "--engine=other"], "invalid choice: 'other'"),
+    ],
+)
+def test_wrong_arguments_end_with_a_line(arguments, message):
+    command = [sys.executable, "-P", str(MAIN), *arguments, "--port=0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if ": " in line][-1:]
+    assert re.search(message, line), done.stderr
+
+
+def test_a_port_that_is_taken(files):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-P", str(MAIN), str(files[0] / "int8.tflite"), f"--port={port}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert f"cannot listen at 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+PROBE = """
+import sys, types
+package = types.ModuleType("tfopt")
+package.__path__ = [sys.argv[1]]
+sys.modules["tfopt"] = package
+import tfopt.serve.local, tfopt.serve.worker
+print([name for name in ("tensorflow", "keras", "ray", "matplotlib") if name in sys.modules])
+"""
+
+
+def test_server_and_workers_import_neither_tensorflow_nor_keras():
+    package = str(pathlib.Path(MAIN).parents[1])
+    done = subprocess.run([sys.executable, "-P", "-c", PROBE, package], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
+
+
+def test_the_kinds_are_told_by_content(files):
+    assert isinstance(load(files[0] / "int8.tflite"), LiteModel)
