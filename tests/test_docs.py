@@ -38,7 +38,7 @@ MARKDOWN = sorted(
 )
 NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("notebooks/*.ipynb"))
 SHELLS = ("sh", "bash", "shell", "console")
-SLOW = ("channels", "cluster", "distill", "analyze", "report", "signals", "text", "tune", "predict")
+SLOW = ("channels", "cluster", "distill", "analyze", "predict", "report", "serve", "signals", "text", "tune")
 
 
 def tokens_of(text):

@@ -14,8 +14,6 @@ import pytest
 
 import tfopt
 from tests.processes import PATIENCE, marked, parent, wait_until
-from tests.test_predict import encoded
-from tfopt.predict import predict_files
 from tfopt.tflite.run import predict_tflite
 
 pytestmark = pytest.mark.slow
@@ -56,6 +54,11 @@ def notes(out):
     return len(list((out / "_shards").glob("*.json")))
 
 
+def wait_for_notes(process, out, least):
+    """Until so many shards are done, or the run has ended, which the test will find out."""
+    wait_until(lambda: notes(out) >= least or process.poll() is not None)
+
+
 def finish(process):
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output[-3000:]
@@ -86,7 +89,7 @@ def test_a_run_killed_three_times_ends_with_every_row_once(files, tmp_path):
     out = tmp_path / "out"
     for least, workers in ((1, 2), (90, 1), (200, 3)):
         process = start(files, out, f"--workers={workers}")
-        wait_until(lambda least=least: notes(out) >= least)
+        wait_for_notes(process, out, least)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         # Those that it started end by themselves.
@@ -115,7 +118,7 @@ def test_a_worker_that_is_killed_is_replaced(files, tmp_path):
 def test_a_second_run_on_the_same_folder_is_refused_and_sigterm_ends_the_first(files, tmp_path):
     out = tmp_path / "out"
     first = start(files, out, "--workers=1")
-    wait_until(lambda: notes(out) >= 2)
+    wait_for_notes(first, out, 2)
     # So that it is not done before the second one has started.
     os.kill(workers_of(first, out)[0], signal.SIGSTOP)
     second = start(files, out, "--workers=1")
@@ -136,7 +139,7 @@ def test_an_input_that_changes_while_it_is_read_ends_the_run_and_is_refused(file
     np.save(tmp_path / "in" / "x.npy", rows)
     out = tmp_path / "out"
     process = start(tmp_path / "in", out, "--workers=1", model=files / "m.tflite")
-    wait_until(lambda: notes(out) >= 2)
+    wait_for_notes(process, out, 2)
     worker = workers_of(process, out)[0]
     os.kill(worker, signal.SIGSTOP)
     np.save(tmp_path / "in" / "x.npy", rows + 1)
@@ -150,36 +153,34 @@ def test_an_input_that_changes_while_it_is_read_ends_the_run_and_is_refused(file
     assert notes(out) == done
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
-def test_kinds_of_models_and_engines_agree(engine, files, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def test_kinds_of_models_and_engines_agree(files, tmp_path):
     net = keras.saving.load_model(files / "m.keras")
-    net.export(files / f"saved_{engine}", verbose=False)
+    net.export(files / "saved", verbose=False)
     rows = np.load(files / "x.npy")
     good = np.flatnonzero(np.isfinite(rows).all(1))
     found = {}
-    for model in ("m.keras", f"saved_{engine}"):
-        options = {"engine": engine, "workers": 2, "on_bad": "skip"}
-        done = predict_files(files / model, files / "x.npy", tmp_path / model, **options)
-        assert (done.rows, done.skipped) == (ROWS, 3)
-        table = pq.read_table(tmp_path / model)
+    for model, engine in (("m.keras", "local"), ("saved", "local"), ("m.keras", "ray")):
+        out = tmp_path / f"{model}_{engine}"
+        finish(start(files, out, f"--engine={engine}", "--workers=2", "--shard_rows=1000", model=model))
+        table = pq.read_table(out)
         order = np.argsort(table["row"].to_numpy())
         assert table["row"].to_numpy()[order].tolist() == good.tolist()
-        found[model] = np.stack(table.columns[-1].to_numpy())[order]
-    np.testing.assert_array_equal(found["m.keras"], found[f"saved_{engine}"])
-    np.testing.assert_allclose(found["m.keras"], net.predict(rows[good], verbose=0), atol=1e-5)
+        found[model, engine] = np.stack(table.columns[-1].to_numpy())[order]
+    for each in found.values():
+        np.testing.assert_array_equal(each, found["m.keras", "local"])
+    np.testing.assert_allclose(found["m.keras", "local"], net.predict(rows[good], verbose=0), atol=1e-5)
 
 
 def test_ray_goes_on_where_processes_were_killed_and_survives_the_loss_of_its_own(files, tmp_path):
     out = tmp_path / "out"
     process = start(files, out, "--workers=2")
-    wait_until(lambda: notes(out) >= 5)
+    wait_for_notes(process, out, 5)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     wait_until(lambda: not marked(out))
     before = notes(out)
     process = start(files, out, "--workers=2", "--engine=ray")
-    wait_until(lambda: notes(out) >= before + 20)
+    wait_for_notes(process, out, before + 20)
     actors = [pid for pid in marked(out) if b"MapWorker" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert actors
     os.kill(actors[0], signal.SIGKILL)
@@ -187,18 +188,12 @@ def test_ray_goes_on_where_processes_were_killed_and_survives_the_loss_of_its_ow
     check(files, out)
 
 
-def test_images_that_cannot_be_used_stop_ray_with_their_names(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    net = keras.Sequential(
-        [keras.Input((4, 4, 3), name="image"), keras.layers.Flatten(), keras.layers.Dense(2, name="y")]
-    )
-    tfopt.export_tflite(net, tmp_path / "m.tflite")
-    (tmp_path / "in").mkdir()
-    for number in range(3):
-        (tmp_path / "in" / f"{number}.png").write_bytes(encoded(np.full((5, 5, 3), 80 * number, "uint8")))
-    (tmp_path / "in" / "4.png").write_bytes(b"no image")
-    options = {"engine": "ray", "workers": 1}
-    with pytest.raises(ValueError, match=r"row 3, 4.png, cannot be used: it is no image"):
-        predict_files(tmp_path / "m.tflite", tmp_path / "in", tmp_path / "out", **options)
-    done = predict_files(tmp_path / "m.tflite", tmp_path / "in", tmp_path / "out", on_bad="skip", **options)
-    assert (done.rows, done.skipped) == (4, 1)
+def test_an_error_on_ray_is_told_as_it_is_here(files, tmp_path):
+    words = ["--engine=ray", "--workers=1", "--on_bad=raise"]
+    process = start(files, tmp_path / "out", *words)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "error: row 3, x.npy[3], cannot be used: it holds NaN or infinity for the input 'x'" in output, output[
+        -3000:
+    ]
+    assert "Traceback" not in output

@@ -3,6 +3,7 @@
 `python -m tfopt.serve` becomes this.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import pathlib
@@ -20,7 +21,10 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("tfopt.serve").setLevel(logging.INFO)
     settings, access, chosen = parse()
-    version = importlib.metadata.version("tfopt")
+    version = ""
+    # A clone that is run in place is not installed.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version("tfopt")
     try:
         if chosen.engine == "ray":
             from tfopt.serve.ray_engine import run_ray

@@ -73,8 +73,6 @@ def run_ray(
         f"--max_replicas must be at least --replicas={settings.replicas}, received {most}",
     )
     over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
     port = access.port or _free_port(access.host)
     if ray_address:
         ray.init(address=ray_address, log_to_driver=True)
@@ -82,6 +80,9 @@ def run_ray(
         # Replicas that wait for a processor would never start.
         processors = max(os.cpu_count() or 1, max(most, settings.replicas) * settings.threads)
         ray.init(num_cpus=processors, include_dashboard=False, log_to_driver=True)
+    # Ray has handlers of its own, which end the process at once.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
     try:
         serve.start(
             http_options={
