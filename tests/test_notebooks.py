@@ -55,6 +55,15 @@ FIGURES = {
         "read_share": (0.3, 1.0),
         "read_share_in_memory": (0.0, 0.0),
     },
+    "07_serving": {
+        "accuracy": (0.9, 1.0),
+        "equal_served": (1.0, 1.0),
+        "equal_predicted": (1.0, 1.0),
+        "failed": (0, 0),
+        "wrong": (0, 0),
+        "faults_after_kill": (0, 0),
+        "half_load_served": (0.5, 1.5),
+    },
 }
 
 

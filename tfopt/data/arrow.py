@@ -57,7 +57,7 @@ def read_table(path: pathlib.Path, missing: Sequence[str], skip: bool) -> Table:
     require(not twice, f"{path} has several columns of the name {', '.join(map(repr, twice))}: rename them")
     require(table.num_rows > 0, f"{path} has no rows")
     parse = None if kind == "parquet" else missing
-    columns = {name: _column(name, table[name], parse) for name in table.column_names}
+    columns = {name: as_column(name, table[name], parse) for name in table.column_names}
     return Table(columns, np.setdiff1d(np.arange(table.num_rows + len(bad)), list(bad)), bad)
 
 
@@ -84,17 +84,17 @@ def _read_csv(path: pathlib.Path, kind: str, skip: bool, bad: dict[int, str]) ->
     return csv.read_csv(path, reading, parsing, types)
 
 
-def _column(name: str, column: Any, missing: Sequence[str] | None) -> np.ndarray:
+def as_column(name: str, column: Any, missing: Sequence[str] | None) -> np.ndarray:
     """A column of pyarrow in NumPy; text is tried as numbers where `missing` says which stand for none."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _column(name, column.cast(kind.value_type), missing)
+        return as_column(name, column.cast(kind.value_type), missing)
     # As Hugging Face writes images.
     if pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
-        return _column(name, pc.struct_field(column, "bytes"), missing)
+        return as_column(name, pc.struct_field(column, "bytes"), missing)
     if missing is not None:
         try:
             bare = pc.utf8_trim_whitespace(column)

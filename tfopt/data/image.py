@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import PIL.Image
 import tensorflow as tf
 
@@ -54,21 +55,35 @@ class Images:
 
     def fault(self, content: bytes, on_bad: Policy) -> str:
         """Why an encoded image cannot be used, "" where it can. Decoding repairs its channels."""
-        if damage := _damage(content, self.channels):
-            return damage
-        with PIL.Image.open(io.BytesIO(content)) as image:
-            kind, mode, expected = image.format, image.mode, _MODES[self.channels]
-        # The palette of a GIF is always decoded as RGB.
-        if mode in expected or kind == "GIF" or on_bad == "repair":
-            return ""
-        return f"channels of mode {mode}, where {' or '.join(expected)} is expected"
+        found = self._look(content, on_bad)
+        return found if isinstance(found, str) else ""
+
+    def load(self, content: bytes, on_bad: Policy) -> np.ndarray | str:
+        """What `decode` makes of an encoded image, or why it cannot be used."""
+        found = self._look(content, on_bad)
+        return found if isinstance(found, str) else self._resized(found).numpy()
 
     def decode(self, content: tf.Tensor) -> tf.Tensor:
         """The image as uint8, shape (height, width, channels)."""
         image = tf.io.decode_image(content, self.channels, expand_animations=False)
         image.set_shape((None, None, self.channels))
+        return self._resized(image)
+
+    def _resized(self, image: tf.Tensor) -> tf.Tensor:
         resized = tf.image.resize(image, self.size, antialias=True)
         return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
+
+    def _look(self, content: bytes, on_bad: Policy) -> tf.Tensor | str:
+        """The decoded image, or why it cannot be used."""
+        found = _decoded(content, self.channels)
+        if isinstance(found, str):
+            return found
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            kind, mode, expected = image.format, image.mode, _MODES[self.channels]
+        # The palette of a GIF is always decoded as RGB.
+        if mode in expected or kind == "GIF" or on_bad == "repair":
+            return found
+        return f"channels of mode {mode}, where {' or '.join(expected)} is expected"
 
     def of(self, data: Data, load: Callable[..., tuple[Any, ...]]) -> Data:
         """Data of images, from data whose elements `load` turns into (encoded image, label)."""
@@ -91,7 +106,7 @@ def look_at(items: Sequence[Item], look: Callable[[Item], Found], enough: Callab
     bar, found = current_bar(len(items)), []
     # Of all threads at once: the filters of warnings are one for the process.
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        # Pillow's own limit only warns; ours is in `_damage`.
+        # Pillow's own limit only warns; ours is in `_decoded`.
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
         for number, each in enumerate(pool.map(look, items), 1):
             bar.update(number)
@@ -102,8 +117,8 @@ def look_at(items: Sequence[Item], look: Callable[[Item], Found], enough: Callab
     return found
 
 
-def _damage(content: bytes, channels: int) -> str:
-    """Why the bytes cannot be decoded; "" where they can."""
+def _decoded(content: bytes, channels: int) -> tf.Tensor | str:
+    """The image in the bytes, or why they cannot be decoded."""
     if not content:
         return "it is empty"
     try:
@@ -120,8 +135,7 @@ def _damage(content: bytes, channels: int) -> str:
     if width * height > _MOST_PIXELS:
         return f"it has {width:,} x {height:,} pixels, more than {_MOST_PIXELS:,}"
     try:
-        tf.io.decode_image(content, channels, expand_animations=False)
+        return tf.io.decode_image(content, channels, expand_animations=False)
     except tf.errors.InvalidArgumentError as error:
         reason = str(error.message).splitlines()[0].split("}} ")[-1].partition(" [Op")[0]
         return f"it is damaged ({reason[:120]})"
-    return ""

@@ -35,8 +35,8 @@ def from_npy(x: Path, y: Any, **options: Any) -> Data:
     >>> data.sizes, data.input_shape
     ({'train': 16, 'validation': 2, 'test': 2}, (3,))
     """
-    rows = _open(x, mapped=True)
-    targets = _open(y, mapped=False) if isinstance(y, str | os.PathLike) else np.asarray(y)
+    rows = open_arrays(x, mapped=True)
+    targets = open_arrays(y, mapped=False) if isinstance(y, str | os.PathLike) else np.asarray(y)
     require(
         rows.ndim >= 1 and targets.ndim >= 1 and len(rows) == len(targets),
         f"x and y must have as many rows each, received shapes {rows.shape} and {targets.shape}",
@@ -104,7 +104,7 @@ def from_npz(
     >>> from_npz(path, groups="who").sizes
     {'train': 8, 'validation': 2, 'test': 2}
     """
-    found = _open(path, mapped=False)
+    found = open_arrays(path, mapped=False)
     require(isinstance(found, np.lib.npyio.NpzFile), f"{path} holds one array: use from_npy")
     require((offsets is None) == (length is None), "offsets and length go together: the one says where, the other to")
     with found as arrays:
@@ -145,7 +145,8 @@ def _of_one_length(joined: np.ndarray, offsets: np.ndarray, length: int) -> np.n
     return made
 
 
-def _open(path: Path, mapped: bool) -> Any:
+def open_arrays(path: Path, mapped: bool) -> Any:
+    """The array in a `.npy` file, or the arrays in a `.npz`; raises as `from_npy` and `from_npz` do."""
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")

@@ -181,8 +181,8 @@ def _look(
     faults, number = dict[int, str](), 0
     values: tuple[list[Any], list[Any]] = ([], [])
     records = tf.data.TFRecordDataset(path, compression).as_numpy_iterator()
-    while chunk := _chunk(records, faults, number):
-        for place, example in enumerate(_parsed(chunk, features), number):
+    while chunk := read_chunk(records, faults, number):
+        for place, example in enumerate(parse_records(chunk, features), number):
             fault = example if isinstance(example, str) else _picture_fault(example, picture, on_bad)
             if fault or isinstance(example, str):
                 faults[place] = fault
@@ -200,7 +200,7 @@ def _look(
     )
 
 
-def _chunk(records: Iterator[bytes], faults: dict[int, str], number: int) -> list[bytes]:
+def read_chunk(records: Iterator[bytes], faults: dict[int, str], number: int) -> list[bytes]:
     """The next records, up to a damaged one, which is put down."""
     chunk: list[bytes] = []
     try:
@@ -213,7 +213,7 @@ def _chunk(records: Iterator[bytes], faults: dict[int, str], number: int) -> lis
     return chunk
 
 
-def _parsed(chunk: Sequence[bytes], features: Mapping[str, Any]) -> Iterator[dict[str, Any] | str]:
+def parse_records(chunk: Sequence[bytes], features: Mapping[str, Any]) -> Iterator[dict[str, Any] | str]:
     """Each record as its features, or why it cannot be that."""
     try:
         whole = {name: part.numpy() for name, part in tf.io.parse_example(chunk, features).items()}
@@ -222,7 +222,7 @@ def _parsed(chunk: Sequence[bytes], features: Mapping[str, Any]) -> Iterator[dic
             yield f"it does not hold the features ({str(error).splitlines()[0].split('} ')[-1][:160]})"
             return
         for record in chunk:
-            yield from _parsed([record], features)
+            yield from parse_records([record], features)
         return
     for row in range(len(chunk)):
         yield {name: part[row] for name, part in whole.items()}

@@ -34,11 +34,12 @@ def serving(path: Path, seconds: float = 300.0, **flags: object) -> Iterator[str
         end(process)
 
 
-def start(path: Path, **flags: object) -> subprocess.Popen[str]:
-    """Starts the process, without waiting for it."""
+def start(path: Path, log: Path | None = None, **flags: object) -> subprocess.Popen[str]:
+    """Starts the process, without waiting for it; `log` is a file for what it says, else the standard error is."""
     given = [f"--{name}={value}" for name, value in {"port": 0, **flags}.items()]
     command = [sys.executable, "-P", str(MAIN), str(path), *given]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    with contextlib.nullcontext() if log is None else open(log, "ab") as said:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True)
 
 
 def wait_for_url(process: subprocess.Popen[str], seconds: float) -> str:
