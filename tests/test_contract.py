@@ -102,7 +102,9 @@ def same_weights(one, other):
 
 def test_repr_rebuilds_the_stage(row):
     parts = (tfopt, tfopt.augment, tfopt.ensemble, tfopt.tabular)
-    rebuilt = eval(repr(row.stage), {"tfopt": tfopt, **{key: each for part in parts for key, each in vars(part).items()}})
+    rebuilt = eval(
+        repr(row.stage), {"tfopt": tfopt, **{key: each for part in parts for key, each in vars(part).items()}}
+    )
     assert rebuilt == row.stage
     assert repr(rebuilt) == repr(row.stage)
     assert dataclasses.is_dataclass(row.stage)

@@ -38,7 +38,7 @@ MARKDOWN = sorted(
 )
 NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("notebooks/*.ipynb"))
 SHELLS = ("sh", "bash", "shell", "console")
-SLOW = ("channels", "cluster", "distill", "analyze", "report", "signals", "text", "tune")
+SLOW = ("channels", "cluster", "distill", "analyze", "ensemble", "report", "signals", "text", "tune")
 
 
 def tokens_of(text):

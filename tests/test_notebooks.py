@@ -55,6 +55,17 @@ FIGURES = {
         "read_share": (0.3, 1.0),
         "read_share_in_memory": (0.0, 0.0),
     },
+    "05_distillation": {
+        "teacher_accuracy": (0.95, 1.0),
+        "plain_accuracy": (0.8, 1.0),
+        "distilled_accuracy": (0.8, 1.0),
+        "size_ratio": (0.0, 0.05),
+        "int4_accuracy": (0.75, 1.0),
+        "ensemble_accuracy": (0.95, 1.0),
+        "student_accuracy": (0.8, 1.0),
+        "file_accuracy": (0.8, 1.0),
+        "file_agreement": (0.97, 1.0),
+    },
 }
 
 
