@@ -127,8 +127,11 @@ def compile_like(source: keras.Model, model: keras.Model, to_probabilities: bool
         return
     task = own_task(source)
     if to_probabilities:
-        parts = (task.loss, task.metrics, task.weighted_metrics)
-        task = Task(*(keras.tree.map_structure(_of_probabilities, part) for part in parts), task.loss_weights)
+        loss, metrics, weighted = (
+            keras.tree.map_structure(_of_probabilities, part)
+            for part in (task.loss, task.metrics, task.weighted_metrics)
+        )
+        task = Task(loss, metrics, weighted, task.loss_weights)
     task.compile(model, jit_compile=False)
 
 

@@ -1,6 +1,7 @@
 """The stage `Ensemble`: several members trained, and put together as one model."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,11 +10,12 @@ import keras
 import numpy as np
 
 from tfopt.config import require
+from tfopt.data import Data
 from tfopt.data.check import check_data
 from tfopt.ensemble.boosting import boosted, parts_of
 from tfopt.ensemble.combine import Method, check_method
 from tfopt.ensemble.costs import cost_note, gain_note, scores_of, steps_note
-from tfopt.ensemble.kinds import Architectures, Boosting, Files, Members, Seeds, Snapshots, Trained, reordered
+from tfopt.ensemble.kinds import Architectures, Bagging, Boosting, Files, Members, Seeds, Trained, reordered
 from tfopt.ensemble.members import fresh, same
 from tfopt.ensemble.one_model import as_one_model
 from tfopt.ensemble.stacking import Stacking, out_of_fold, probabilities, stacking_weights, targets_of
@@ -71,7 +73,7 @@ class Ensemble(Stage):
             "trained on is not known: use a mean, or have the members trained here",
         )
         require(
-            not isinstance(self.members, Snapshots | Boosting) and self.members.fresh,
+            isinstance(self.members, Seeds | Bagging | Architectures) and self.members.fresh,
             f"Stacking trains each member by itself, once without each fold, and {self.members!r} begin with what was "
             "trained on all folds: use Seeds, Bagging or Architectures",
         )
@@ -165,6 +167,7 @@ class Ensemble(Stage):
         """The members, each trained; those that were finished before an interruption come from their checkpoints."""
         if isinstance(self.members, Files):
             return self._loaded(work)
+        assert not isinstance(self.members, Boosting)
         members: list[keras.Model] = []
         for number in self._numbers():
             members.append(self._train_one(self.members, number, work, history, members[-1:]))
@@ -190,6 +193,10 @@ class Ensemble(Stage):
             history.setdefault(key, []).extend(values)  # type: ignore[union-attr]
         return trained
 
+    def _train_without(self, members: Trained, number: int, work: Work, data: Data, fold: int) -> keras.Model:
+        """A member that has not seen a fold."""
+        return self._train_one(members, number, work, None, (), fold, data)
+
     def _fit(self, model: keras.Model, data: Any, work: Work, part: str) -> tuple[keras.Model, Mapping[str, Any]]:
         return train(
             model,
@@ -209,18 +216,15 @@ class Ensemble(Stage):
             return None
         kinds = self.members
         assert not isinstance(kinds, Files | Boosting)
-        predictions = [
-            probabilities(
-                members[number - 1],
-                out_of_fold(
-                    lambda part, fold, number=number: self._train_one(kinds, number, work, None, (), fold, part),
-                    work.need_data(),
-                    self.combine.folds,
-                    work.seed,
-                ),
+        predictions = []
+        for number in self._numbers():
+            outputs = out_of_fold(
+                functools.partial(self._train_without, kinds, number, work),
+                work.need_data(),
+                self.combine.folds,
+                work.seed,
             )
-            for number in self._numbers()
-        ]
+            predictions.append(probabilities(members[number - 1], outputs))
         weights = stacking_weights(np.stack(predictions), *targets_of(work.need_data())).tolist()
         words = ", ".join(f"{weight:.3f}" for weight in weights)
         notes.append(f"stacking weights from {self.combine.folds} folds: {words}")
