@@ -57,8 +57,9 @@ FIGURES = {
     },
     "05_distillation": {
         "teacher_accuracy": (0.95, 1.0),
-        "plain_accuracy": (0.8, 1.0),
+        "plain_accuracy": (0.4, 0.95),
         "distilled_accuracy": (0.8, 1.0),
+        "gain": (0.0, 0.5),
         "size_ratio": (0.0, 0.05),
         "int4_accuracy": (0.75, 1.0),
         "ensemble_accuracy": (0.95, 1.0),
