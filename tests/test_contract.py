@@ -45,6 +45,9 @@ STAGES = {
     "LoadModel": Row(tfopt.LoadModel("handed-over.keras"), changes=True, idempotent=True),
     "Train": Row(tfopt.Train(2, FIT), changes=True),
     "Distill": Row(tfopt.Distill(None, 2, fit=FIT), changes=True),
+    "Ensemble": Row(tfopt.ensemble.Ensemble(tfopt.ensemble.Seeds(2), epochs=2, fit=FIT), changes=True),
+    "AverageWeights": Row(tfopt.ensemble.AverageWeights(2, decay=0.9, fit=FIT), changes=True),
+    "DistillInto": Row(tfopt.ensemble.DistillInto(tfopt.models.cnn, {"filters": 4}, 2, fit=FIT), changes=True),
     "Prune": Row(tfopt.Prune(0.5, 2, tfopt.ConstantSparsity(0.5, 2), fit=FIT), changes=True),
     "Cluster": Row(tfopt.Cluster(8, 2, fit=FIT), changes=True),
     "PruneChannels": Row(tfopt.PruneChannels(0.5, epochs=2, fit=FIT), changes=True),
@@ -53,10 +56,16 @@ STAGES = {
     "ExportTFLite": Row(EXPORT, before=(TRAIN,), idempotent=True),
     "Benchmark": Row(tfopt.Benchmark(runs=3, warmup=1), before=(TRAIN, EXPORT), idempotent=True),
 }
+# They train or measure longer than the others.
+SLOW = (
+    *("Benchmark", "AnalyzeSensitivity", "PruneChannels", "Cluster", "Prune", "Distill"),
+    *("Ensemble", "AverageWeights", "DistillInto"),
+)
 
 
 def test_every_stage_has_a_row():
-    public = [each for each in vars(tfopt).values() if isinstance(each, type) and issubclass(each, tfopt.Stage)]
+    names = [*vars(tfopt).values(), *vars(tfopt.ensemble).values()]
+    public = [each for each in names if isinstance(each, type) and issubclass(each, tfopt.Stage)]
     assert {each.__name__ for each in public} - {"Stage"} == set(STAGES)
 
 
@@ -92,7 +101,10 @@ def same_weights(one, other):
 
 
 def test_repr_rebuilds_the_stage(row):
-    rebuilt = eval(repr(row.stage), {"tfopt": tfopt, **vars(tfopt), **vars(tfopt.augment), **vars(tfopt.tabular)})
+    parts = (tfopt, tfopt.augment, tfopt.ensemble, tfopt.tabular)
+    rebuilt = eval(
+        repr(row.stage), {"tfopt": tfopt, **{key: each for part in parts for key, each in vars(part).items()}}
+    )
     assert rebuilt == row.stage
     assert repr(rebuilt) == repr(row.stage)
     assert dataclasses.is_dataclass(row.stage)
@@ -113,7 +125,7 @@ def test_validate_changes_nothing(row, data, tmp_path):
 
 @pytest.mark.parametrize(
     "row",
-    quick(STAGES, *(set(STAGES) - {"Benchmark", "AnalyzeSensitivity", "PruneChannels", "Cluster", "Prune", "Distill"})),
+    quick(STAGES, *(name for name in STAGES if name not in SLOW)),
     indirect=True,
 )
 def test_result_resume_and_reload(row, data, tmp_path):

@@ -38,7 +38,7 @@ MARKDOWN = sorted(
 )
 NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("notebooks/*.ipynb"))
 SHELLS = ("sh", "bash", "shell", "console")
-SLOW = ("analyze", "channels", "cluster", "distill", "predict", "report", "serve", "signals", "text", "tfmot", "tune")
+SLOW = ("analyze", "channels", "cluster", "distill", "ensemble", "predict", "report", "serve", "signals", "text", "tfmot", "tune")
 
 
 def tokens_of(text):

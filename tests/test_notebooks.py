@@ -55,6 +55,18 @@ FIGURES = {
         "read_share": (0.3, 1.0),
         "read_share_in_memory": (0.0, 0.0),
     },
+    "05_distillation": {
+        "teacher_accuracy": (0.95, 1.0),
+        "plain_accuracy": (0.4, 0.95),
+        "distilled_accuracy": (0.8, 1.0),
+        "gain": (0.0, 0.5),
+        "size_ratio": (0.0, 0.05),
+        "int4_accuracy": (0.75, 1.0),
+        "ensemble_accuracy": (0.95, 1.0),
+        "student_accuracy": (0.8, 1.0),
+        "file_accuracy": (0.8, 1.0),
+        "file_agreement": (0.97, 1.0),
+    },
     "07_serving": {
         "accuracy": (0.9, 1.0),
         "equal_served": (1.0, 1.0),

@@ -1,6 +1,7 @@
 """tfopt: makes Keras 3 models smaller and faster, down to a verified LiteRT file."""
 
 from tfopt import augment, signals, tabular, text, tune
+from tfopt import ensemble as ensemble
 from tfopt.analyze.result import Sensitivity
 from tfopt.analyze.sensitivity import sensitivity
 from tfopt.analyze.stage import AnalyzeSensitivity

@@ -44,7 +44,7 @@ def task_of(model: keras.Model, data: Data) -> Task:
       ValueError: several outputs without a loss, or labels that do not fit the output.
     """
     if model.compiled:
-        return _own_task(model)
+        return own_task(model)
     shape = output_shape(model, data)
     if not isinstance(shape, tuple):
         raise ValueError(
@@ -80,7 +80,12 @@ def task_of(model: keras.Model, data: Data) -> Task:
     return Task("mean_squared_error", ["mean_absolute_error"])
 
 
-def _own_task(model: keras.Model) -> Task:
+def own_task(model: keras.Model) -> Task:
+    """The loss and metrics that a model was compiled with.
+
+    Raises:
+      ValueError: there is no loss, or one that cannot be written down.
+    """
     advice = (
         "use a Keras loss by name or object, or register your own losses and metrics with "
         "@keras.saving.register_keras_serializable"
