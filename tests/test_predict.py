@@ -16,7 +16,7 @@ from PIL import Image
 
 import tfopt
 from tfopt.data import from_tfrecord, write_tfrecord
-from tfopt.predict import predict_files
+from tfopt.predict import predict_files, run
 from tfopt.predict.__main__ import main
 from tfopt.predict.inputs import find, open_input
 from tfopt.predict.outputs import check_classes
@@ -373,6 +373,20 @@ def test_another_model_input_or_setting_is_refused(files, tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds thesis.txt and is no output of this"):
         predict_files(files / "0.tflite", tmp_path / "x.npy", tmp_path / "full", **options)
+
+
+def test_a_model_that_is_replaced_meanwhile_ends_the_run(files, tmp_path, monkeypatch):
+    (tmp_path / "m.tflite").write_bytes((files / "0.tflite").read_bytes())
+    done = run.run_local
+
+    def replaced(*arguments):
+        done(*arguments)
+        (tmp_path / "m.tflite").write_bytes((files / "1.tflite").read_bytes())
+
+    monkeypatch.setattr(run, "run_local", replaced)
+    with pytest.raises(RuntimeError, match=r"m.tflite was changed while it ran"):
+        predict_files(tmp_path / "m.tflite", files / "x.npy", tmp_path / "out", workers=1)
+    assert not (tmp_path / "out" / "_manifest.json").exists()
 
 
 def test_bad_rows_stop_a_run_or_are_listed(files, tmp_path, capsys):

@@ -193,7 +193,7 @@ def _until_answered(process: subprocess.Popen[bytes], ask: Callable[[], Any]) ->
             return ask()
         except OSError as error:
             if process.poll() is not None or time.perf_counter() > deadline:
-                raise RuntimeError(f"{process.args} did not start: {error}") from error
+                raise RuntimeError(f"{process.args!r} did not start: {error}") from error
             time.sleep(0.05)
 
 

@@ -103,7 +103,8 @@ def predict_files(
       ImportError: pyarrow or Ray is needed and not installed.
       ValueError: model, input and settings do not fit each other; a bad row under "raise"; or the output folder is that
         of another run, or was changed.
-      RuntimeError: another process works on the folder, or a worker cannot do its shard.
+      RuntimeError: another process works on the folder, a worker cannot do its shard, or model or input were changed
+        meanwhile.
 
     >>> import keras, numpy as np, tempfile, tfopt
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -169,6 +170,8 @@ def predict_files(
             run_on_ray(job, left, workers, address, progress.finished)
         elif left:
             run_local(job, left, workers, progress.predicted, progress.finished)
+        if output_folder.fingerprint(path) != run["model_sha256"]:
+            raise RuntimeError(f"{path} was changed while it ran: delete {folder}, and start again")
         manifest = output_folder.finish(folder, run, done)
     skipped = sum(len(shard.skipped) for shard in done.values())
     return Prediction(source.rows, skipped, len(shards), found, time.perf_counter() - started, manifest)

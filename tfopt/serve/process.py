@@ -27,7 +27,7 @@ def serving(path: Path, seconds: float = 300.0, **flags: object) -> Iterator[str
     Raises:
       RuntimeError: it did not start; what it wrote is on the standard error.
     """
-    process = start(path, **flags)
+    process = start(path, None, **flags)
     try:
         yield wait_for_url(process, seconds)
     finally:
