@@ -1,5 +1,6 @@
-"""`allocate`: how much each layer gives up, so that the whole reaches a cost and each loses about as much."""
+"""How much each layer gives up, so that the whole reaches a cost and each loses about as much: channels, or zeros."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ import keras
 from tfopt.analyze.result import Sensitivity
 from tfopt.channels.plan import NothingPruned, plan_channels
 from tfopt.channels.target import bisect, give_back, meets, nearest
-from tfopt.config import require
+from tfopt.config import require, require_fraction
+from tfopt.kernels import select_kernels
 
 _STEPS = 24
 
@@ -70,6 +72,42 @@ def allocate(
 
     chosen = give_back(list(ratios(low).values()), list(ratios(high).values()), shares_at, target)
     return {layer: ratio for layer, ratio in zip(found.values, chosen, strict=True) if ratio > 0}
+
+
+def allocate_zeros(model: keras.Model, found: Sensitivity, share: float) -> dict[str, float]:
+    """Fractions of zeros, by layer, that make up a share of all prunable weights at the least drop of one layer alone.
+
+    Args:
+      model: with the layers that were measured, which may have become narrower since.
+      found: the sensitivity to "sparsity".
+      share: the fraction of zeros over all these layers, in [0, 1).
+
+    Returns:
+      By layer, the fraction of zeros: what `Prune` and `PruningCallback` take as `layers`.
+
+    Raises:
+      ValueError: `found` is of another kind, or the share is more than the levels that were measured.
+    """
+    require(found.kind == "sparsity", f'the sensitivity must be to "sparsity", received one to {found.kind!r}')
+    require_fraction("share", share)
+    sizes = {layer: sum(math.prod(each.shape) for each in select_kernels(model, [layer])[0]) for layer in found.values}
+    drops = [found.drop(layer, level) for layer, row in found.values.items() for level in row]
+
+    def zeros(drop: float) -> float:
+        weighted = (size * _bearable(found, layer, drop) for layer, size in sizes.items())
+        return sum(weighted) / sum(sizes.values())
+
+    highest = max(0.0, *drops)
+    require(
+        zeros(highest) >= share,
+        f"a share of {share:g} is more than the highest levels that were measured, {zeros(highest):.3f} in all: "
+        "measure the sensitivity at higher levels",
+    )
+    _, drop = bisect(lambda each: zeros(each) >= share, min(0.0, *drops), highest, _STEPS)
+    # All give back alike what is beyond the share.
+    factor = share / zeros(drop) if share else 0.0
+    chosen = {layer: round(factor * _bearable(found, layer, drop), 4) for layer in sizes}
+    return {layer: fraction for layer, fraction in chosen.items() if fraction > 0}
 
 
 def _bearable(found: Sensitivity, layer: str, drop: float) -> float:
