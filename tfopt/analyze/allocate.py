@@ -122,6 +122,21 @@ def _bearable(found: Sensitivity, layer: str, drop: float) -> float:
     return before
 
 
+def drop_at(found: Sensitivity, layer: str, level: float) -> float:
+    """The drop of a layer alone at any level, between the measured ones in a straight line, at least 0.
+
+    >>> drop_at(Sensitivity("ratio", "accuracy", 0.9, {"a": {0.5: 0.8}}), "a", 0.25)
+    0.05
+    """
+    before, lost = 0.0, 0.0
+    for measured in sorted(found.values[layer]):
+        now = max(lost, found.drop(layer, measured))
+        if level <= measured:
+            return round(lost + (now - lost) * (level - before) / (measured - before), 12)
+        before, lost = measured, now
+    return lost
+
+
 def _share(part: float, whole: float) -> float:
     return min(max(part / whole, 0.0), 1.0) if whole > 0 else 1.0
 

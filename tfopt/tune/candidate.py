@@ -27,8 +27,9 @@ from tfopt.train.fit import Fit
 from tfopt.train.rates import Cosine
 from tfopt.train.stage import Train
 from tfopt.train.task import task_of
-from tfopt.tune.options import Option, narrowed, ratios
+from tfopt.tune.options import Option
 from tfopt.tune.reference import FILE, FOLDER, Reference, latency_ratio, value_of
+from tfopt.tune.widths import narrowed, ratios
 from tfopt.workdir import MODEL_FILE, load_saved
 
 # Shares of the learning rate for later trainings: pruning begins with good weights, rounding with nearly final ones.

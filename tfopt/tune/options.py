@@ -9,12 +9,10 @@ from typing import Any
 
 import keras
 
-from tfopt.analyze.allocate import allocate, allocate_zeros, levels_for
+from tfopt.analyze.allocate import allocate_zeros, levels_for
 from tfopt.analyze.result import Kind, Sensitivity
 from tfopt.analyze.sensitivity import sensitivity
-from tfopt.channels.plan import NothingPruned, plan_channels
-from tfopt.channels.propagate import follow_channels
-from tfopt.channels.prune import prune_channels
+from tfopt.channels.plan import plan_channels
 from tfopt.config import require
 from tfopt.data import Data
 from tfopt.files import write_text
@@ -28,9 +26,9 @@ from tfopt.record import Record
 from tfopt.tflite.export import export_tflite
 from tfopt.tune.goal import Goal
 from tfopt.tune.reference import FILE, FOLDER, Reference, latency_ratio
+from tfopt.tune.widths import Channels, narrowed, ratios, strain, widths_by_latency, widths_by_share
 
-# Shares of the multiplications, or of the parameters where these alone count.
-_WIDTHS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.12)
+# Fractions of all prunable weights.
 _ZEROS = (0.0, 0.3, 0.5, 0.65, 0.8)
 _LEVELS = {"sparsity": (0.3, 0.5, 0.7, 0.9), "ratio": levels_for({"macs": 0.1}), "bits": (8, 4)}
 # What one layer alone may lose with 4 bits, before training, so that it has them.
@@ -45,7 +43,8 @@ class Option(Record):
       channels: by the first layer of each group that becomes narrower, how many channels stay.
       zeros: the fraction of all prunable weights that are zero.
       few_bits: layers whose weights have 4 bits.
-      width: the share of the multiplications, or of the parameters, that is left.
+      strain: what fewer channels cost the model before training, see `tfopt.tune.widths`; 0: it has all of them.
+      width: the share of the multiplications that is left, or of the parameters where the input leaves a size open.
       bytes: of the file.
       gzip_bytes: of the file.
       latency: as a share of the plain int8 file's; None: not measured.
@@ -54,6 +53,7 @@ class Option(Record):
     channels: Mapping[str, int]
     zeros: float
     few_bits: tuple[str, ...]
+    strain: float
     width: float
     bytes: float
     gzip_bytes: float
@@ -94,46 +94,15 @@ def find_options(model: keras.Model, data: Data, goal: Goal, reference: Referenc
     """
     path = workdir / "options.json"
     if not path.exists():
-        zeros = sensitivity(model, data, "sparsity", _LEVELS["sparsity"])
         notes: list[str] = []
-        widths = _widths(model, data, goal, notes)
-        few_bits = _few_bits(model, data, goal, notes)
         with tempfile.TemporaryDirectory() as folder:
-            found = _priced(model, data, reference, zeros, widths, few_bits, workdir, pathlib.Path(folder, "m.tflite"))
+            pricing = _Pricing(model, data, reference, goal, workdir / FOLDER / FILE, pathlib.Path(folder, "m.tflite"))
+            zeros = sensitivity(model, data, "sparsity", _LEVELS["sparsity"])
+            few_bits = _few_bits(model, data, goal, notes)
+            found = pricing.options(zeros, pricing.widths(notes), few_bits)
         written = {"options": [each.to_dict() for each in found], "sparsity": zeros.to_dict(), "notes": notes}
         write_text(path, json.dumps(written, indent=1))
     return _read(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _widths(model: keras.Model, data: Data, goal: Goal, notes: list[str]) -> dict[float, dict[str, int]]:
-    """By the share that is left, the channels of each group that becomes narrower."""
-    try:
-        plan = plan_channels(model, ratio=0.0)
-    except ValueError as error:
-        notes.append(f"no channels can go: {error}")
-        return {}
-    found = sensitivity(model, data, "ratio", _LEVELS["ratio"])
-    sizes_only = bool(goal.costs) and goal.max_latency_ms is None
-    cost = "parameters" if sizes_only or not plan.before.macs else "macs"
-    now = counts(model)
-    narrowest = min(now[name] for name in found.values)
-    # Steps of a half of the narrowest group at most.
-    multiple = next(each for each in (8, 4, 2, 1) if each == 1 or each * 2 <= narrowest)
-    widths: dict[float, dict[str, int]] = {}
-    for share in _WIDTHS:
-        try:
-            ratios = allocate(model, found, {cost: share}, multiple)
-            smaller = plan_channels(model, layers=ratios, multiple=multiple)
-        except NothingPruned:
-            continue
-        except ValueError as error:
-            notes.append(f"channels for less than {share:.0%} of the {cost}: {error}")
-            break
-        left = getattr(smaller.after, cost) / getattr(smaller.before, cost)
-        kept = {name: len(smaller.kept[name]) for name in found.values if name in smaller.kept}
-        if kept and kept not in widths.values():
-            widths[left] = kept
-    return widths
 
 
 def _few_bits(model: keras.Model, data: Data, goal: Goal, notes: list[str]) -> tuple[str, ...]:
@@ -147,52 +116,88 @@ def _few_bits(model: keras.Model, data: Data, goal: Goal, notes: list[str]) -> t
     return chosen
 
 
-def _priced(
-    model: keras.Model,
-    data: Data,
-    reference: Reference,
-    zeros: Sensitivity,
-    widths: Mapping[float, Mapping[str, int]],
-    few_bits: tuple[str, ...],
-    workdir: pathlib.Path,
-    path: pathlib.Path,
-) -> list[Option]:
-    """All combinations, with the costs of files of the model as it is: training hardly changes them."""
-    shares = {share: _with_zeros(model, data, zeros, share, path) for share in _ZEROS}
-    fewer = _with_few_bits(model, data, few_bits, path) if few_bits else None
-    found = []
-    for width, channels in {1.0: {}, **widths}.items():
-        smaller = narrowed(model, channels)
-        whole, latency = export_tflite(smaller, path, "int8", data), 1.0
-        if channels:
-            latency = latency_ratio(path, workdir / FOLDER / FILE)
-        for share, sparse in shares.items():
-            gzip_bytes = whole.gzip_bytes * sparse.gzip_bytes / reference.gzip_bytes
-            found.append(Option(dict(channels), share, (), width, whole.bytes, gzip_bytes, latency))
-            if fewer is not None:
-                size = whole.bytes * fewer.bytes / reference.bytes
-                packed = gzip_bytes * fewer.gzip_bytes / reference.gzip_bytes
-                found.append(Option(dict(channels), share, few_bits, width, size, packed, None))
-    return found
+@dataclasses.dataclass(frozen=True)
+class _Pricing:
+    """Files of a model as it is, for what trained ones will cost: training hardly changes that.
+
+    Args:
+      model: trained, as it came.
+      data: to calibrate with.
+      reference: of the model.
+      goal: what is aimed at.
+      plain: the plain int8 file.
+      path: where files are written for the moment.
+    """
+
+    model: keras.Model
+    data: Data
+    reference: Reference
+    goal: Goal
+    plain: pathlib.Path
+    path: pathlib.Path
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether latencies count."""
+        return not self.goal.costs or self.goal.max_latency_ms is not None
+
+    def time(self, model: keras.Model) -> float:
+        """The latency of a model's int8 file as a share of the plain one's."""
+        export_tflite(model, self.path, "int8", self.data)
+        return latency_ratio(self.path, self.plain)
+
+    def widths(self, notes: list[str]) -> list[tuple[Channels, float]]:
+        """Channels that could stay, each with its strain, without repetition."""
+        model = self.model
+        try:
+            plan = plan_channels(model, ratio=0.0)
+        except ValueError as error:
+            notes.append(f"no channels can go: {error}")
+            return []
+        found = sensitivity(model, self.data, "ratio", _LEVELS["ratio"])
+        widths: list[Channels] = []
+        if self.is_timed:
+            widths += widths_by_latency(model, found, self.time)
+        if self.goal.costs:
+            sizes = self.goal.max_bytes is not None or self.goal.max_gzip_bytes is not None
+            widths += widths_by_share(model, found, "parameters" if sizes or not plan.before.macs else "macs", notes)
+        different = [each for index, each in enumerate(widths) if each and each not in widths[:index]]
+        return [(each, strain(model, found, each)) for each in different]
+
+    def options(
+        self, zeros: Sensitivity, widths: Sequence[tuple[Channels, float]], few_bits: tuple[str, ...]
+    ) -> list[Option]:
+        """All combinations."""
+        model, data, reference = self.model, self.data, self.reference
+        shares = {share: _with_zeros(model, data, zeros, share, self.path).gzip_bytes for share in _ZEROS}
+        fewer = _with_few_bits(model, data, few_bits, self.path) if few_bits else None
+        found = []
+        for channels, strained in [({}, 0.0), *widths]:
+            smaller = narrowed(model, channels)
+            whole = export_tflite(smaller, self.path, "int8", data)
+            latency = None
+            if self.is_timed:
+                latency = latency_ratio(self.path, self.plain) if channels else 1.0
+            width = _width(model, channels)
+            for share, packed in shares.items():
+                gzip_bytes = whole.gzip_bytes * packed / reference.gzip_bytes
+                how = {"channels": dict(channels), "zeros": share, "strain": strained, "width": width}
+                found.append(Option(**how, few_bits=(), bytes=whole.bytes, gzip_bytes=gzip_bytes, latency=latency))
+                if fewer is not None:
+                    size = whole.bytes * fewer.bytes / reference.bytes
+                    gzip_bytes *= fewer.gzip_bytes / reference.gzip_bytes
+                    found.append(Option(**how, few_bits=few_bits, bytes=size, gzip_bytes=gzip_bytes, latency=None))
+        return found
 
 
-def narrowed(model: keras.Model, channels: Mapping[str, int]) -> keras.Model:
-    """The model with so many channels of each group."""
+def _width(model: keras.Model, channels: Channels) -> float:
+    """The share of the multiplications that is left, or of the parameters where these are all that is known."""
     if not channels:
-        return model
-    return prune_channels(model, layers=ratios(model, channels), multiple=1)
-
-
-def ratios(model: keras.Model, channels: Mapping[str, int]) -> dict[str, float]:
-    """The shares of the channels that go, so that so many stay of each group; of those that lose any."""
-    now = counts(model)
-    shares = {name: 1.0 - count / now[name] for name, count in channels.items()}
-    return {name: share for name, share in shares.items() if share > 0}
-
-
-def counts(model: keras.Model) -> dict[str, int]:
-    """How many channels each layer makes."""
-    return {producer.name: len(producer.ids) for producer in follow_channels(model).producers.values()}
+        return 1.0
+    plan = plan_channels(model, layers=ratios(model, channels), multiple=1)
+    if plan.before.macs and plan.after.macs:
+        return plan.after.macs / plan.before.macs
+    return plan.after.parameters / plan.before.parameters
 
 
 def _with_zeros(model: keras.Model, data: Data, found: Sensitivity, share: float, path: pathlib.Path) -> Measurement:
