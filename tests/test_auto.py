@@ -1,7 +1,9 @@
-"""Reaching a target: what is refused, what is chosen, that a search that was broken off ends as another, what is told."""
+"""Reaching a target: what is refused, chosen and told, and that a search that was broken off ends as another."""
 
 import dataclasses
+import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -24,11 +26,12 @@ from tfopt.analyze.allocate import allocate_zeros
 from tfopt.tune.auto import _mildest
 from tfopt.tune.options import Option, Options, require_conceivable
 from tfopt.tune.reference import measure_reference
+from tfopt.tune.widths import cheapest, narrowed, strain, widths_by_latency
 
 
 def option(width=1.0, zeros=0.0, few_bits=(), size=100.0):
     channels = {"conv": int(100 * width)} if width < 1 else {}
-    return Option(channels, zeros, few_bits, width, size, size, None)
+    return Option(channels, zeros, few_bits, 1 - width, width, size, size, None)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,6 @@ def option(width=1.0, zeros=0.0, few_bits=(), size=100.0):
         ({"max_latency_ms": 0}, "max_latency_ms must be above 0, received 0"),
         ({"max_bytes": 0}, "max_bytes must be above 0"),
         ({"max_gzip_bytes": -5, "max_drop": 0.01}, "max_gzip_bytes must be above 0"),
-        ({"max_bytes": 100}, "max_bytes=100 cannot be reached: the smallest file"),
         ({"max_drop": 0.01, "max_minutes": 0}, "max_minutes must be above 0"),
         ({"max_drop": 0.01, "learning_rate": 0.0}, "learning_rate must be above 0"),
     ],
@@ -68,8 +70,10 @@ def test_layers_without_rules_are_named_before_anything_is_written(data, tmp_pat
 def test_models_that_are_quantized_or_not_trained_are_refused(trained, data, tmp_path):
     with pytest.raises(ValueError, match="quantization-aware already"):
         tune.reach(tfopt.quantize_aware(trained), data, workdir=tmp_path, max_drop=0.1)
+    untrained = small_model()
+    untrained.get_layer("out").set_weights([np.zeros((12, 3)), np.zeros(3)])
     with pytest.raises(ValueError, match="no better than chance"):
-        tune.reach(small_model(), data, workdir=tmp_path, max_drop=0.1)
+        tune.reach(untrained, data, workdir=tmp_path, max_drop=0.1)
     assert not list(tmp_path.iterdir())
 
 
@@ -102,7 +106,7 @@ def test_the_mildest_are_those_that_no_other_is_milder_than(options):
     found = _mildest(options)
 
     def is_milder(one, other):
-        pairs = [(-one.width, -other.width), (one.zeros, other.zeros), (len(one.few_bits), len(other.few_bits))]
+        pairs = [(one.strain, other.strain), (one.zeros, other.zeros), (len(one.few_bits), len(other.few_bits))]
         return one is not other and all(a <= b for a, b in pairs)
 
     assert set(map(str, found)) == {str(e) for e in options if not any(is_milder(other, e) for other in options)}
@@ -123,6 +127,44 @@ def test_zeros_go_where_they_cost_least_and_add_up():
     with pytest.raises(ValueError, match='must be to "sparsity"'):
         allocate_zeros(model, dataclasses.replace(found, kind="ratio"), 0.5)
     assert allocate_zeros(model, found, 0.0) == {}
+
+
+@hypothesis.given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), min_size=1, max_size=3), min_size=1, max_size=4
+    ),
+    st.integers(0, 120),
+)
+def test_the_cheapest_choice_is_that_of_brute_force(groups, least):
+    choices = [[(0.0, 0.0), *((saved / 200, float(cost)) for saved, cost in rows)] for rows in groups]
+    found = cheapest(choices, least / 200)
+    fitting = [
+        sum(cost for _, cost in picked)
+        for picked in itertools.product(*choices)
+        if round(200 * sum(saved for saved, _ in picked)) >= least
+    ]
+    if not fitting:
+        assert found is None
+        return
+    picked = [rows[index] for rows, index in zip(choices, found, strict=True)]
+    assert round(200 * sum(saved for saved, _ in picked)) >= least
+    assert sum(cost for _, cost in picked) == min(fitting)
+
+
+def test_channels_that_save_no_time_stay():
+    model = small_model()
+    values = {name: {0.5: 0.85, 0.9: 0.6} for name in ("conv", "hidden")}
+    found = tfopt.Sensitivity("ratio", "accuracy", 0.9, values)
+
+    def time(smaller):
+        # Only the convolution counts.
+        return 0.2 + 0.1 * smaller.get_layer("conv").filters
+
+    widths = widths_by_latency(model, found, time)
+    assert widths[0] == {"conv": 4}
+    assert widths[-1] == {"conv": 4}
+    assert strain(model, found, {"conv": 4, "hidden": 6}) == pytest.approx(math.sqrt(2) * 0.05)
+    assert narrowed(model, {"conv": 4}).get_layer("conv").filters == 4
 
 
 def noisy(size, seed):
@@ -170,6 +212,7 @@ def outcome(found):
     return rows, (found.workdir / "model.tflite").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_target_is_reached_and_told_and_a_search_that_was_broken_off_ends_alike(trained, data, tmp_path, broken_off):
     weights = trained.get_weights()
     found = tune.reach(trained, data, workdir=tmp_path / "one", **LIMITS)
@@ -278,10 +321,15 @@ def test_the_command_line_says_what_is_wrong(words, code, message, capsys, call)
     assert message in capsys.readouterr().err
 
 
-def test_the_command_line_reads_arrays_and_gives_the_file(trained, tmp_path, capsys, call, monkeypatch):
-    trained.save("m.keras") if False else trained.save(tmp_path / "m.keras")
+@pytest.mark.slow
+def test_the_command_line_reads_arrays_and_refuses_what_no_file_can_be(trained, tmp_path, capsys, call):
+    trained.save(tmp_path / "m.keras")
     x, y = blobs()
     np.savez(tmp_path / "set.npz", x=x, y=y)
-    words = ["--model=m.keras", "--dataset=set.npz", "--batch_size=24", "--max_bytes=100"]
-    assert call(*words) == 1
-    assert "max_bytes=100 cannot be reached" in capsys.readouterr().err
+    words = ["--model=m.keras", "--dataset=set.npz", "--batch_size=24", "--workdir=run"]
+    assert call(*words, "--max_bytes=100") == 1
+    assert "max_bytes=100 cannot be reached: the smallest file" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "candidates").exists()
+    assert call(*words, "--max_bytes=4300", "--workdir=other") == 0
+    assert "front: candidate" in capsys.readouterr().out
+    assert (tmp_path / "other" / "model.tflite").stat().st_size <= 4300

@@ -343,7 +343,7 @@ class _Over(Exception):
 
 
 def _mildest(options: Sequence[Option]) -> list[Option]:
-    """Of options within the same costs, those from which no other one takes less in every way; those with the least strain first."""
+    """Of options within the same costs, those from which no other takes less in every way; the least strain first."""
 
     def takes(option: Option) -> tuple[float, float, int]:
         return option.strain, option.zeros, len(option.few_bits)

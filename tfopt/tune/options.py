@@ -181,7 +181,7 @@ class _Pricing:
             width = _width(model, channels)
             for share, packed in shares.items():
                 gzip_bytes = whole.gzip_bytes * packed / reference.gzip_bytes
-                how = {"channels": dict(channels), "zeros": share, "strain": strained, "width": width}
+                how: dict[str, Any] = {"channels": dict(channels), "zeros": share, "strain": strained, "width": width}
                 found.append(Option(**how, few_bits=(), bytes=whole.bytes, gzip_bytes=gzip_bytes, latency=latency))
                 if fewer is not None:
                     size = whole.bytes * fewer.bytes / reference.bytes

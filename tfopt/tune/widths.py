@@ -33,7 +33,8 @@ def widths_by_share(model: keras.Model, found: Sensitivity, cost: str, notes: li
       cost: "parameters" or "macs".
       notes: gets what cannot be reached.
     """
-    multiple, widths = multiple_of(model, found), []
+    multiple = multiple_of(model, found)
+    widths: list[Channels] = []
     for share in _SHARES:
         try:
             ratios = allocate(model, found, {cost: share}, multiple)
@@ -50,8 +51,9 @@ def widths_by_share(model: keras.Model, found: Sensitivity, cost: str, notes: li
 def widths_by_latency(model: keras.Model, found: Sensitivity, time: Callable[[keras.Model], float]) -> list[Channels]:
     """Channels that save time where it costs the model least.
 
-    Each group of layers is narrowed alone and timed; kernels work in blocks, so that some channels save nothing. What is
-    saved adds up, nearly; of all combinations that save enough, the one with the least sum of squared drops is taken.
+    Each group of layers is narrowed alone and timed: kernels work in blocks, so that some channels save nothing. What
+    is saved adds up, nearly; of all combinations that save enough, the one with the least sum of squared drops is
+    taken.
 
     Args:
       model: functional or Sequential.
@@ -71,7 +73,7 @@ def widths_by_latency(model: keras.Model, found: Sensitivity, time: Callable[[ke
                 # What is timed worse than a wider one is noise.
                 rows.append((count, max(saved, rows[-1][1]), drop_at(found, name, 1 - count / now[name])))
         choices.append(rows)
-    widths = []
+    widths: list[Channels] = []
     for share in _LATENCIES:
         picked = cheapest([[(saved, drop**2) for _, saved, drop in rows] for rows in choices], 1.0 - share)
         if picked is None:
@@ -108,14 +110,14 @@ def cheapest(choices: Sequence[Sequence[tuple[float, float]]], least: float) -> 
 
 
 def strain(model: keras.Model, found: Sensitivity, channels: Channels) -> float:
-    """What fewer channels cost a model before training: the root of the sum of the squared drops of each group alone."""
+    """What fewer channels cost a model before training: the root of the sum of the squared drops of single groups."""
     now = counts(model)
     drops = [drop_at(found, name, 1 - count / now[name]) for name, count in channels.items()]
     return math.sqrt(sum(drop**2 for drop in drops))
 
 
 def multiple_of(model: keras.Model, found: Sensitivity) -> int:
-    """What kept channels are multiples of: 8, which kernels like, or less, so that the narrowest group can be halved."""
+    """What kept channels are multiples of: 8, which kernels like, or less where the narrowest group has no 16."""
     now = counts(model)
     narrowest = min(now[name] for name in found.values)
     return next(each for each in (8, 4, 2, 1) if each == 1 or each * 2 <= narrowest)
