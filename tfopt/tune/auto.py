@@ -25,8 +25,9 @@ from tfopt.tune.reached import Reached, write_reports
 from tfopt.tune.reference import measure_reference, value_of
 from tfopt.workdir import adopt, claim, identity, locked
 
-# What an epoch costs beside one of the float model: for any width, for the work that is left, and for the teacher.
-_FIXED, _SCALED, _TAUGHT = 0.35, 0.65, 1.35
+# What an epoch costs beside one of the float model: for any width, for the work that is left, and for the teacher,
+# which is the whole model and runs forward only.
+_FIXED, _SCALED, _TAUGHT = 0.35, 0.65, 0.35
 # Evaluations that a candidate's stages make, and seconds to write, compare and time a file.
 _EVALUATIONS, _FILE_SECONDS = 10, 15.0
 # A tenth of the time is left for what is not foreseen.
@@ -241,7 +242,7 @@ class _Search:
         """Goes to stronger options as long as the drop allows it, and to milder ones where it does not."""
         assert self.goal.max_drop is not None
         good, bad, index = -1, len(_STEPS), _FIRST
-        seen: dict[str, bool] = {}
+        seen: dict[int, bool] = {}
         while good < index < bad:
             option = self._at(_STEPS[index])
             if option is None:
@@ -249,13 +250,13 @@ class _Search:
                     f"no option has {_STEPS[index]:.0%} of the plain int8 file's latency and compressed size"
                 )
                 keeps = False
-            elif str(option) in seen:
-                keeps = seen[str(option)]
+            elif (place := self.options.index(option)) in seen:
+                keeps = seen[place]
             else:
                 found = self._look(option)
                 if not self._keeps(found) and self._is_promising(found):
                     found = self._train_long(option, found)
-                keeps = seen[str(option)] = self._keeps(found)
+                keeps = seen[place] = self._keeps(found)
             good, bad = (index, bad) if keeps else (good, index)
             index = good + 1 if bad == len(_STEPS) else (good + bad + 1) // 2
 
@@ -320,12 +321,12 @@ class _Search:
     def _try(self, option: Option, seconds: float, most: int, parent: int) -> Candidate:
         reference = self.bench.reference
         overhead = _EVALUATIONS * reference.evaluation_seconds + _FILE_SECONDS
-        taught = _TAUGHT if self.bench.distills else 1.0
-        epoch = reference.epoch_seconds * (_FIXED + _SCALED * option.width) * taught
+        taught = _TAUGHT if self.bench.distills else 0.0
+        epoch = reference.epoch_seconds * (_FIXED + _SCALED * option.width + taught)
         epochs = min(most, int((seconds - overhead) / epoch))
         number = len(self.done)
-        is_known = (self.bench.folder(number) / "candidate.json").exists()
-        if not is_known and (epochs < 2 or self.clock.seconds >= self.clock.limit) and number > 1:
+        was_begun = self.bench.folder(number).exists()
+        if not was_begun and (epochs < 2 or self.clock.seconds >= self.clock.limit) and number > 1:
             self.notes.append(f"the time was over after {number - 1} candidates: more max_minutes would try more")
             raise _Over
         plan = Plan(number, option, max(2 + bool(option.zeros), epochs), parent)
