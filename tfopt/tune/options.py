@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -184,8 +185,11 @@ class _Pricing:
                 how: dict[str, Any] = {"channels": dict(channels), "zeros": share, "strain": strained, "width": width}
                 found.append(Option(**how, few_bits=(), bytes=whole.bytes, gzip_bytes=gzip_bytes, latency=latency))
                 if fewer is not None:
-                    size = whole.bytes * fewer.bytes / reference.bytes
-                    gzip_bytes *= fewer.gzip_bytes / reference.gzip_bytes
+                    # What fewer bits save is in the weights; the rest of a file stays.
+                    weights = smaller.count_params() / model.count_params()
+                    size = whole.bytes - weights * (reference.bytes - fewer.bytes)
+                    saved = weights * (reference.gzip_bytes - fewer.gzip_bytes) * packed / reference.gzip_bytes
+                    gzip_bytes -= saved
                     found.append(Option(**how, few_bits=few_bits, bytes=size, gzip_bytes=gzip_bytes, latency=None))
         return found
 
@@ -223,19 +227,13 @@ def require_conceivable(goal: Goal, options: Options) -> None:
     Raises:
       ValueError: names the smallest.
     """
-    least = {
-        "bytes": min(each.bytes for each in options.options),
-        "gzip_bytes": min(each.gzip_bytes for each in options.options),
-    }
-    for cost, smallest in least.items():
-        limit = goal.costs.get(cost)
+    for cost in ("bytes", "gzip_bytes"):
+        smallest, limit = min(each[cost] for each in options.options), goal.costs.get(cost, math.inf)
         require(
-            limit is None or limit >= smallest,
+            limit >= smallest,
             f"max_{cost}={limit:g} cannot be reached: the smallest file that fewer channels, zeros and fewer bits can "
             f"make of this model has about {smallest:,.0f} {cost.replace('_', ' ')}. Ask for more, or begin with a "
-            "smaller model"
-            if limit is not None
-            else "",
+            "smaller model",
         )
 
 
