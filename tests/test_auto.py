@@ -167,6 +167,14 @@ def test_channels_that_save_no_time_stay():
     assert narrowed(model, {"conv": 4}).get_layer("conv").filters == 4
 
 
+@pytest.mark.parametrize(("multiple", "filters"), [(8, 8), (4, 4), (1, 3)])
+def test_the_stage_rounds_what_is_kept_to_its_multiple(multiple, filters, trained, data):
+    ratios = {"conv": 0.7, "hidden": 0.7}
+    stage = tfopt.PruneChannels(layers=ratios, epochs=1, multiple=multiple)
+    expected = stage.validate(tfopt.Work(trained, data)).need_model()
+    assert expected.get_layer("conv").filters == filters
+
+
 def noisy(size, seed):
     """Blobs of which a tenth have a wrong label: to be right on these, a model must know them."""
     images, labels = blobs(size, seed)
