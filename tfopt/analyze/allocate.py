@@ -1,7 +1,8 @@
-"""`allocate`: how much each layer gives up, so that the whole reaches a cost and loses little."""
+"""How much each layer gives up, so that the whole reaches a cost and loses little: channels, or zeros."""
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ import keras
 from tfopt.analyze.result import Sensitivity
 from tfopt.channels.plan import NothingPruned, plan_channels
 from tfopt.channels.target import bisect, give_back, meets, nearest
-from tfopt.config import require
+from tfopt.config import require, require_fraction
+from tfopt.kernels import select_kernels
 
 _STEPS = 40
 
@@ -100,6 +102,73 @@ def _steps(found: Sensitivity, layer: str, saved: Callable[[str, float], float])
         drop = max(steps[-1].drop, found.drop(layer, level))
         steps.append(_Step(level, drop, saved(layer, level)))
     return steps
+
+
+def allocate_zeros(model: keras.Model, found: Sensitivity, share: float) -> dict[str, float]:
+    """Fractions of zeros, by layer, that make up a share of all prunable weights at the least drop of one layer alone.
+
+    Args:
+      model: with the layers that were measured, which may have become narrower since.
+      found: the sensitivity to "sparsity".
+      share: the fraction of zeros over all these layers, in [0, 1).
+
+    Returns:
+      By layer, the fraction of zeros: what `Prune` and `PruningCallback` take as `layers`.
+
+    Raises:
+      ValueError: `found` is of another kind, or the share is more than the levels that were measured.
+    """
+    require(found.kind == "sparsity", f'the sensitivity must be to "sparsity", received one to {found.kind!r}')
+    require_fraction("share", share)
+    sizes = {layer: sum(math.prod(each.shape) for each in select_kernels(model, [layer])[0]) for layer in found.values}
+    drops = [found.drop(layer, level) for layer, row in found.values.items() for level in row]
+
+    def zeros(drop: float) -> float:
+        weighted = (size * _bearable(found, layer, drop) for layer, size in sizes.items())
+        return sum(weighted) / sum(sizes.values())
+
+    highest = max(0.0, *drops)
+    require(
+        zeros(highest) >= share,
+        f"a share of {share:g} is more than the highest levels that were measured, {zeros(highest):.3f} in all: "
+        "measure the sensitivity at higher levels",
+    )
+    _, drop = bisect(lambda each: zeros(each) >= share, min(0.0, *drops), highest, _STEPS)
+    # All give back alike what is beyond the share.
+    factor = share / zeros(drop) if share else 0.0
+    chosen = {layer: round(factor * _bearable(found, layer, drop), 4) for layer in sizes}
+    return {layer: fraction for layer, fraction in chosen.items() if fraction > 0}
+
+
+def _bearable(found: Sensitivity, layer: str, drop: float) -> float:
+    """The ratio up to which a layer loses no more than `drop`, between the levels in a straight line."""
+    before, lost = 0.0, 0.0
+    for level in sorted(found.values[layer]):
+        # A level that loses less than a weaker one is noise: the loss so far counts.
+        now = max(lost, found.drop(layer, level))
+        if now > drop:
+            return before + (level - before) * _share(drop - lost, now - lost)
+        before, lost = level, now
+    return before
+
+
+def drop_at(found: Sensitivity, layer: str, level: float) -> float:
+    """The drop of a layer alone at any level, between the measured ones in a straight line, at least 0.
+
+    >>> drop_at(Sensitivity("ratio", "accuracy", 0.9, {"a": {0.5: 0.8}}), "a", 0.25)
+    0.05
+    """
+    before, lost = 0.0, 0.0
+    for measured in sorted(found.values[layer]):
+        now = max(lost, found.drop(layer, measured))
+        if level <= measured:
+            return round(lost + (now - lost) * (level - before) / (measured - before), 12)
+        before, lost = measured, now
+    return lost
+
+
+def _share(part: float, whole: float) -> float:
+    return min(max(part / whole, 0.0), 1.0) if whole > 0 else 1.0
 
 
 def levels_for(target: Mapping[str, float]) -> Sequence[float]:

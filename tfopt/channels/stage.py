@@ -43,6 +43,7 @@ class PruneChannels(Stage):
       layers: names, a predicate, or a ratio by name; see `prune_channels`. "sensitivity": what each layer gives up for
         the target is chosen from what it alone costs, measured before each iteration.
       fit: how to train.
+      multiple: what is kept of a group is rounded up to a multiple of it, at least 1.
 
     Raises:
       ValueError: for values out of range; before training, for a target that cannot be reached.
@@ -60,6 +61,7 @@ class PruneChannels(Stage):
     criterion: str = "l1"
     layers: Layers | Literal["sensitivity"] = None
     fit: Fit = Fit(Cosine(1e-3))
+    multiple: int = 8
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -131,8 +133,8 @@ class PruneChannels(Stage):
         criterion = "bn_gamma" if self.criterion == "bn_gamma" else "l1"
         layers = None if self.layers == BY_SENSITIVITY else self.layers
         if self.target is not None and set(self.target) & set(MEASURED):
-            return plan_channels(model, ratio=0.5, criterion=criterion, layers=layers)
-        return plan_channels(model, self.ratio, self.target, criterion=criterion, layers=layers)
+            return plan_channels(model, ratio=0.5, criterion=criterion, layers=layers, multiple=self.multiple)
+        return plan_channels(model, self.ratio, self.target, criterion=criterion, layers=layers, multiple=self.multiple)
 
     def _part(self, number: int, model: keras.Model, first: keras.Model, data: Data) -> ChannelPlan:
         """What goes from the model as it is now, so that after the last iteration all has gone that was asked for."""
@@ -143,13 +145,14 @@ class PruneChannels(Stage):
             assert target is not None
             left = _left(model, first, target)
             found = sensitivity(model, data, "ratio", levels_for(left))
-            ratios = allocate(model, found, left)
-            return plan_channels(model, layers=ratios, data=seen, criterion=self.criterion)
+            ratios = allocate(model, found, left, self.multiple)
+            return plan_channels(model, layers=ratios, data=seen, criterion=self.criterion, multiple=self.multiple)
         ratio = None if self.ratio is None else 1.0 - (1.0 - self.ratio) ** share
         layers = self.layers
         if isinstance(layers, Mapping):
             layers = {name: 1.0 - (1.0 - each) ** share for name, each in layers.items()}
-        goal = plan_pruning(first, ratio, target, layers, data=seen, criterion=self.criterion)
+        options = {"data": seen, "criterion": self.criterion, "multiple": self.multiple}
+        goal = plan_pruning(first, ratio, target, layers, **options)
         if number == 1:
             return goal
         # The counts of the goal, but of the channels that matter least by now.

@@ -1,0 +1,343 @@
+"""Reaching a target: what is refused, chosen and told, and that a search that was broken off ends as another."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import hypothesis
+import hypothesis.strategies as st
+import keras
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+import tfopt
+from recipes import auto as command
+from tests.conftest import blobs, small_model
+from tfopt import tune
+from tfopt.analyze.allocate import allocate_zeros
+from tfopt.tune.auto import _mildest
+from tfopt.tune.options import Option, Options, require_conceivable
+from tfopt.tune.reference import measure_reference
+from tfopt.tune.widths import cheapest, narrowed, strain, widths_by_latency
+
+
+def option(width=1.0, zeros=0.0, few_bits=(), size=100.0):
+    channels = {"conv": int(100 * width)} if width < 1 else {}
+    return Option(channels, zeros, few_bits, 1 - width, width, size, size, None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, "the target is empty: give at least one of max_drop"),
+        ({"max_drop": 1.0}, "max_drop must be a fraction in [0, 1), received 1.0"),
+        ({"max_drop": -0.01}, "max_drop must be a fraction"),
+        ({"max_drop": 2}, "for 2 % write 0.02"),
+        ({"max_latency_ms": 0}, "max_latency_ms must be above 0, received 0"),
+        ({"max_bytes": 0}, "max_bytes must be above 0"),
+        ({"max_gzip_bytes": -5, "max_drop": 0.01}, "max_gzip_bytes must be above 0"),
+        ({"max_drop": 0.01, "max_minutes": 0}, "max_minutes must be above 0"),
+        ({"max_drop": 0.01, "learning_rate": 0.0}, "learning_rate must be above 0"),
+    ],
+)
+def test_targets_that_contradict_themselves_are_refused(limits, message, trained, data, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tune.reach(trained, data, workdir=tmp_path / "run", **limits)
+    assert not (tmp_path / "run" / "candidates").exists()
+
+
+@keras.saving.register_keras_serializable("test_auto")
+class Strange(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.erf(x)
+
+
+def test_layers_without_rules_are_named_before_anything_is_written(data, tmp_path):
+    layers = [keras.Input((8, 8, 2)), Strange(name="odd"), keras.layers.Flatten(), keras.layers.Dense(3)]
+    with pytest.raises(ValueError, match="odd"):
+        tune.reach(keras.Sequential(layers), data, workdir=tmp_path / "run", max_drop=0.01)
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_that_are_quantized_or_not_trained_are_refused(trained, data, tmp_path):
+    with pytest.raises(ValueError, match="quantization-aware already"):
+        tune.reach(tfopt.quantize_aware(trained), data, workdir=tmp_path, max_drop=0.1)
+    untrained = small_model()
+    untrained.get_layer("out").set_weights([np.zeros((12, 3)), np.zeros(3)])
+    with pytest.raises(ValueError, match="no better than chance"):
+        tune.reach(untrained, data, workdir=tmp_path, max_drop=0.1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_how_far_a_file_is_from_the_goal():
+    goal = tune.Goal(max_drop=0.01, max_bytes=100, max_latency_ms=2.0)
+    within = {"drop": 0.01, "bytes": 100, "gzip_bytes": 999, "median_ms": 2.0}
+    assert goal.excess(within) == {}
+    assert goal.distance(within) == 0
+    assert goal.excess({**within, "bytes": 150, "drop": 0.03}) == {"drop": 0.02, "bytes": 0.5}
+    # Two points are twenty percent.
+    assert goal.distance({**within, "drop": 0.03}) == pytest.approx(0.2)
+    assert goal.distance({**within, "drop": 0.03, "median_ms": 3.0}) == pytest.approx(0.5)
+
+
+def test_a_limit_below_the_smallest_option_names_it():
+    options = Options((option(size=100.0), option(0.5, size=60.0)), None, ())
+    require_conceivable(tune.Goal(max_bytes=60), options)
+    with pytest.raises(ValueError, match=r"max_gzip_bytes=59 cannot be reached: .* about 60 gzip bytes"):
+        require_conceivable(tune.Goal(max_gzip_bytes=59), options)
+
+
+@hypothesis.given(
+    st.lists(
+        st.builds(option, st.sampled_from([1.0, 0.7, 0.5]), st.sampled_from([0.0, 0.5]), st.sampled_from([(), ("a",)])),
+        max_size=8,
+        unique_by=str,
+    )
+)
+def test_the_mildest_are_those_that_no_other_is_milder_than(options):
+    found = _mildest(options)
+
+    def is_milder(one, other):
+        pairs = [(one.strain, other.strain), (one.zeros, other.zeros), (len(one.few_bits), len(other.few_bits))]
+        return one is not other and all(a <= b for a, b in pairs)
+
+    assert set(map(str, found)) == {str(e) for e in options if not any(is_milder(other, e) for other in options)}
+    assert [each.width for each in found] == sorted((each.width for each in found), reverse=True)
+
+
+def test_zeros_go_where_they_cost_least_and_add_up():
+    model = small_model()
+    values = {name: {0.5: 0.9, 0.9: 0.9} for name in ("conv", "hidden", "out")}
+    values["hidden"] = {0.5: 0.8, 0.9: 0.3}
+    found = tfopt.Sensitivity("sparsity", "accuracy", 0.9, values)
+    zeros = allocate_zeros(model, found, 0.5)
+    sizes = {name: int(np.prod(model.get_layer(name).kernel.shape)) for name in values}
+    assert sum(sizes[name] * zeros[name] for name in zeros) / sum(sizes.values()) == pytest.approx(0.5, abs=1e-3)
+    assert zeros["conv"] == zeros["out"] > zeros["hidden"] > 0
+    with pytest.raises(ValueError, match="a share of 0.95 is more than the highest levels that were measured, 0.900"):
+        allocate_zeros(model, found, 0.95)
+    with pytest.raises(ValueError, match='must be to "sparsity"'):
+        allocate_zeros(model, dataclasses.replace(found, kind="ratio"), 0.5)
+    assert allocate_zeros(model, found, 0.0) == {}
+
+
+@hypothesis.given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), min_size=1, max_size=3), min_size=1, max_size=4
+    ),
+    st.integers(0, 120),
+)
+def test_the_cheapest_choice_is_that_of_brute_force(groups, least):
+    choices = [[(0.0, 0.0), *((saved / 200, float(cost)) for saved, cost in rows)] for rows in groups]
+    found = cheapest(choices, least / 200)
+    fitting = [
+        sum(cost for _, cost in picked)
+        for picked in itertools.product(*choices)
+        if round(200 * sum(saved for saved, _ in picked)) >= least
+    ]
+    if not fitting:
+        assert found is None
+        return
+    picked = [rows[index] for rows, index in zip(choices, found, strict=True)]
+    assert round(200 * sum(saved for saved, _ in picked)) >= least
+    assert sum(cost for _, cost in picked) == min(fitting)
+
+
+def test_channels_that_save_no_time_stay():
+    model = small_model()
+    values = {name: {0.5: 0.85, 0.9: 0.6} for name in ("conv", "hidden")}
+    found = tfopt.Sensitivity("ratio", "accuracy", 0.9, values)
+
+    def time(smaller):
+        # Only the convolution counts.
+        return 0.2 + 0.1 * smaller.get_layer("conv").filters
+
+    widths = widths_by_latency(model, found, time)
+    assert widths[0] == {"conv": 4}
+    assert widths[-1] == {"conv": 4}
+    assert strain(model, found, {"conv": 4, "hidden": 6}) == pytest.approx(math.sqrt(2) * 0.05)
+    assert narrowed(model, {"conv": 4}).get_layer("conv").filters == 4
+
+
+@pytest.mark.parametrize(("multiple", "filters"), [(8, 8), (4, 4), (1, 3)])
+def test_the_stage_rounds_what_is_kept_to_its_multiple(multiple, filters, trained, data):
+    ratios = {"conv": 0.7, "hidden": 0.7}
+    stage = tfopt.PruneChannels(layers=ratios, epochs=1, multiple=multiple)
+    expected = stage.validate(tfopt.Work(trained, data)).need_model()
+    assert expected.get_layer("conv").filters == filters
+
+
+def noisy(size, seed):
+    """Blobs of which a tenth have a wrong label: to be right on these, a model must know them."""
+    images, labels = blobs(size, seed)
+    wrong = np.random.default_rng(seed).random(size) < 0.3
+    return images, np.where(wrong, (labels + 1) % 3, labels)
+
+
+@pytest.mark.slow
+def test_a_validation_split_that_the_model_knows_does_not_decide(tmp_path):
+    train, validation, test = noisy(200, 1), noisy(200, 2), noisy(400, 3)
+    data = tfopt.from_arrays(train, validation, test, class_names=tuple("abc"))
+    model = keras.Sequential(
+        [keras.Input((8, 8, 2)), keras.layers.Flatten(), keras.layers.Dense(256, "relu"), keras.layers.Dense(3)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.003), loss, metrics=["accuracy"], jit_compile=False)
+    x, y = (np.concatenate(each) for each in zip(train, validation, strict=True))
+    model.fit(x, y, epochs=60, verbose=0)
+    assert model.evaluate(*validation, verbose=0)[1] > 0.95
+    reference, known = measure_reference(model, data, True, tmp_path / "seen")
+    assert reference.has_seen
+    assert reference.value < 0.9
+    assert known.sizes == {"train": 400, "validation": 200, "test": 200}
+    halves = [np.concatenate([y for _, y in known.batches(split)]) for split in ("validation", "test")]
+    np.testing.assert_array_equal(np.stack(halves, 1).ravel(), test[1])
+    # One that does not know it keeps its splits.
+    model.fit(*train, epochs=1, verbose=0)
+    fresh = keras.models.clone_model(model)
+    fresh.compile("adam", loss, metrics=["accuracy"], jit_compile=False)
+    fresh.fit(*train, epochs=60, verbose=0)
+    reference, known = measure_reference(fresh, data, True, tmp_path / "fresh")
+    assert not reference.has_seen
+    assert known.sizes == data.sizes
+
+
+LIMITS = {"max_drop": 0.1, "max_bytes": 4300}
+
+
+def outcome(found):
+    """What must not depend on the time that anything took."""
+    left_out = {"seconds", "median_ms"}
+    rows = [{key: value for key, value in each.to_dict().items() if key not in left_out} for each in found.candidates]
+    return rows, (found.workdir / "model.tflite").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_target_is_reached_and_told_and_a_search_that_was_broken_off_ends_alike(trained, data, tmp_path, broken_off):
+    weights = trained.get_weights()
+    found = tune.reach(trained, data, workdir=tmp_path / "one", **LIMITS)
+    assert found.reached
+    assert found.limits == ()
+    assert found.best.number > 0
+    assert found.best.bytes <= 4300 < found.reference.bytes
+    assert max(found.best.drop, found.best.test_drop) <= 0.1
+    assert (tmp_path / "one" / "model.tflite").stat().st_size == found.best.bytes
+    # The accuracy is that of the file, on all test images.
+    metrics = tfopt.verify_tflite(trained, tmp_path / "one" / "model.tflite", data)
+    assert metrics.tflite_metric == pytest.approx(found.best.test_value)
+    for before, after in zip(weights, trained.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    told = json.loads((tmp_path / "one" / "report.json").read_text())
+    assert told["reached"] is True
+    assert told["front"] == [each.number for each in found.front]
+    page, text = (tmp_path / "one" / "report.html").read_text(), (tmp_path / "one" / "report.md").read_text()
+    assert "<svg" in page
+    assert page.count("<tr>") == 1 + len(found.candidates)
+    assert "Reached: candidate" in text
+
+    def again():
+        return tune.reach(trained, data, workdir=tmp_path / "two", **LIMITS)
+
+    broken_off(again)
+    assert not (tmp_path / "two" / "report.json").exists()
+    assert outcome(again()) == outcome(found)
+    # Once more: nothing is trained anew.
+    started = time.perf_counter()
+    before = (tmp_path / "two" / "candidates" / "01" / "report.json").stat().st_mtime_ns
+    assert outcome(again()) == outcome(found)
+    assert (tmp_path / "two" / "candidates" / "01" / "report.json").stat().st_mtime_ns == before
+    assert time.perf_counter() - started < 60
+    with pytest.raises(ValueError, match=r"belongs to another run: goal was Goal\(max_drop=0.1, max_bytes=4300\)"):
+        tune.reach(trained, data, workdir=tmp_path / "two", max_drop=0.2)
+
+
+@pytest.mark.slow
+def test_what_is_out_of_reach_is_said_with_the_nearest(trained, data, tmp_path):
+    # Even the smallest option is slower than a thousandth of the plain file.
+    found = tune.reach(trained, data, workdir=tmp_path, max_drop=0.1, max_latency_ms=1e-6)
+    assert not found.reached
+    assert any("latency, ms: of the files within the drop, candidate" in each for each in found.limits)
+    assert any("the least median ms of any is about" in each for each in found.notes)
+    assert "Not reached; nearest: candidate" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_with_a_drop_alone_the_file_becomes_smaller(trained, data, tmp_path):
+    found = tune.reach(trained, data, workdir=tmp_path, max_drop=0.05)
+    assert found.reached
+    assert found.best.gzip_bytes < 0.6 * found.reference.gzip_bytes
+    numbers = [each.number for each in found.candidates]
+    assert numbers == list(range(len(numbers)))
+    assert found.front[0].drop == min(each.drop for each in found.measured)
+
+
+SCRIPT = """
+import sys, keras, tfopt
+from tests.conftest import blobs
+data = tfopt.from_arrays(blobs(), batch_size=24, name="blobs", class_names=tuple("abc"))
+tfopt.tune.reach(keras.saving.load_model(sys.argv[1]), data, workdir=sys.argv[2], max_drop=0.1, max_bytes=4300)
+"""
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(trained, data, tmp_path):
+    trained.save(tmp_path / "model.keras")
+    whole = tune.reach(keras.saving.load_model(tmp_path / "model.keras"), data, workdir=tmp_path / "one", **LIMITS)
+    words = [sys.executable, "-c", SCRIPT, str(tmp_path / "model.keras"), str(tmp_path / "two")]
+    waits = ["reference", "options.json", "candidates/01/01-*", "candidates/01/candidate.json"]
+    for wait in waits:
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=dict(os.environ))
+        while not list((tmp_path / "two").glob(wait)) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    found = tune.reach(keras.saving.load_model(tmp_path / "model.keras"), data, workdir=tmp_path / "two", **LIMITS)
+    assert outcome(found) == outcome(whole)
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Calls recipes.auto as a process of its own would be."""
+    monkeypatch.chdir(tmp_path)
+    before = flagsaver.save_flag_values(command._FLAGS)
+    yield lambda *words: command.main(["auto", *words])
+    flagsaver.restore_flag_values(before, command._FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--max_dorp=0.01"], 2, "Did you mean: max_drop"),
+        (["--dataset=digits", "--max_drop=0.01"], 2, "--model names no trained model"),
+        (["--model=m.keras", "--max_drop=0.01"], 2, "--dataset names no data"),
+        (["--model=m.keras", "--dataset=digits"], 1, "the target is empty"),
+        (["--model=m.keras", "--dataset=digits", "--max_drop=1.5"], 1, "max_drop must be a fraction"),
+        (["--model=m.keras", "--dataset=digits", "--max_latency_ms=0"], 1, "max_latency_ms must be above 0"),
+        (["--model=m.keras", "--dataset=digits", "--max_drop=0.01"], 1, "m.keras"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(words, code, message, capsys, call):
+    assert call(*words) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_line_reads_arrays_and_refuses_what_no_file_can_be(trained, tmp_path, capsys, call):
+    trained.save(tmp_path / "m.keras")
+    x, y = blobs()
+    np.savez(tmp_path / "set.npz", x=x, y=y)
+    words = ["--model=m.keras", "--dataset=set.npz", "--batch_size=24", "--workdir=run"]
+    assert call(*words, "--max_bytes=100") == 1
+    assert "max_bytes=100 cannot be reached: the smallest file" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "candidates").exists()
+    assert call(*words, "--max_bytes=4300", "--workdir=other") == 0
+    assert "front: candidate" in capsys.readouterr().out
+    assert (tmp_path / "other" / "model.tflite").stat().st_size <= 4300
