@@ -47,7 +47,9 @@ STAGES = {
     "Distill": Row(tfopt.Distill(None, 2, fit=FIT), changes=True),
     "Ensemble": Row(tfopt.ensemble.Ensemble(tfopt.ensemble.Seeds(2), epochs=2, fit=FIT), changes=True),
     "AverageWeights": Row(tfopt.ensemble.AverageWeights(2, decay=0.9, fit=FIT), changes=True),
-    "DistillInto": Row(tfopt.ensemble.DistillInto(tfopt.models.cnn, {"filters": 4}, 2, fit=FIT), changes=True),
+    "DistillInto": Row(
+        tfopt.ensemble.DistillInto(tfopt.models.cnn, {"filters": 4, "dropout": 0.0}, 2, fit=FIT), changes=True
+    ),
     "Prune": Row(tfopt.Prune(0.5, 2, tfopt.ConstantSparsity(0.5, 2), fit=FIT), changes=True),
     "Cluster": Row(tfopt.Cluster(8, 2, fit=FIT), changes=True),
     "PruneChannels": Row(tfopt.PruneChannels(0.5, epochs=2, fit=FIT), changes=True),
