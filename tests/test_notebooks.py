@@ -55,6 +55,14 @@ FIGURES = {
         "read_share": (0.3, 1.0),
         "read_share_in_memory": (0.0, 0.0),
     },
+    "06_auto": {
+        "dense_accuracy": (0.95, 1.0),
+        "file_accuracy": (0.93, 1.0),
+        "bytes_ratio": (0.1, 0.44),
+        "gzip_ratio": (0.05, 0.5),
+        "reached": (1, 1),
+        "tried": (2, 8),
+    },
 }
 
 
