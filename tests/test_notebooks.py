@@ -67,6 +67,14 @@ FIGURES = {
         "file_accuracy": (0.8, 1.0),
         "file_agreement": (0.97, 1.0),
     },
+    "06_auto": {
+        "dense_accuracy": (0.95, 1.0),
+        "file_accuracy": (0.93, 1.0),
+        "bytes_ratio": (0.1, 0.44),
+        "gzip_ratio": (0.05, 0.5),
+        "reached": (1, 1),
+        "tried": (2, 8),
+    },
     "07_serving": {
         "accuracy": (0.9, 1.0),
         "equal_served": (1.0, 1.0),

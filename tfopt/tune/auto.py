@@ -36,8 +36,9 @@ _USABLE = 0.9
 _LOOK, _LONG = 0.15, 0.8
 # Epochs of a look, and of a long training, that are enough whatever the time.
 _MOST_LOOK, _MOST_LONG = 20, 100
-# How much beyond max_drop an option may be after a look, to be worth a long training.
-_PROMISING = 0.03
+# How much beyond max_drop an option may be after a look, to be worth a long training, which has some five times the
+# epochs.
+_PROMISING = 0.08
 # Shares of latency, and their squares of the compressed size, that are tried where no cost is limited; the first one.
 _STEPS, _FIRST = (0.95, 0.85, 0.775, 0.7, 0.6, 0.5, 0.4, 0.3), 3
 # What is expected stays below a limit by this: compressed sizes turn out a little larger, times differ a little.
