@@ -168,7 +168,9 @@ def _asked(x):
     return ask
 
 
-def test_workers_end_with_a_server_that_is_killed(folder):
+def test_workers_end_with_a_server_that_is_killed(folder, tmp_path, monkeypatch):
+    # It leaves its copies of the models behind.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with client_of(folder / "int8", name="int8", replicas=2) as client:
         pids = workers_of(client.process.pid)
         client.process.kill()
