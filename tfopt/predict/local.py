@@ -17,6 +17,8 @@ from tfopt.predict.shards import Job, Predictor
 # How often a shard may end its process before it counts as what ends it.
 _ATTEMPTS = 3
 _SECONDS_TO_END = 5.0
+# Errors that every process knows, the more special ones first.
+PORTABLE: tuple[type[Exception], ...] = (FileNotFoundError, OSError, ValueError, RuntimeError)
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -138,8 +140,7 @@ def _serve(connection: Connection, job: Job) -> None:
 
 def portable(error: Exception, number: int) -> Exception:
     """The error as one that travels: of a type that every process knows."""
-    known = next((kind for kind in (FileNotFoundError, OSError, ValueError) if isinstance(error, kind)), RuntimeError)
-    made = known(str(error))
+    made = next((kind for kind in PORTABLE if isinstance(error, kind)), RuntimeError)(str(error))
     for note in (*getattr(error, "__notes__", ()), f"in shard {number}"):
         made.add_note(note)
     return made

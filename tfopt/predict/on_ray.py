@@ -1,13 +1,14 @@
 """Shards on Ray Data: on this machine, or on all of a cluster that shares the folders."""
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tfopt.predict.folder import Shard
-from tfopt.predict.local import portable
+from tfopt.predict.local import PORTABLE, portable
 from tfopt.predict.shards import Job, Predictor
 
 
@@ -43,9 +44,11 @@ def run_on_ray(
         )
         try:
             for record in records.iter_rows():
+                if record["error"]:
+                    raise _decoded(record["error"])
                 done(Shard.from_json(record["shard"]))
         except ray.exceptions.RayError as error:
-            raise _cause(error) from error
+            raise RuntimeError(f"Ray could not do the shards: {error}") from error
 
 
 class _Actor:
@@ -57,9 +60,26 @@ class _Actor:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         number = int(row["number"])
         try:
-            return {"shard": self._predictor.shard(number, lambda rows: None).to_json()}
-        except Exception as error:  # noqa: BLE001 - the driver raises it
-            raise portable(error, number) from None
+            return {"shard": self._predictor.shard(number, lambda rows: None).to_json(), "error": ""}
+        except Exception as error:  # noqa: BLE001 - the driver raises it; Ray would hand on its own instead
+            return {"shard": "", "error": _encoded(portable(error, number))}
+
+
+def _encoded(error: Exception) -> str:
+    return json.dumps([type(error).__name__, str(error), error.__notes__])
+
+
+def _decoded(text: str) -> Exception:
+    """The error of a shard.
+
+    >>> _decoded(_encoded(portable(ValueError("no row"), 3))).__notes__
+    ['in shard 3']
+    """
+    name, message, notes = json.loads(text)
+    error = next(kind for kind in PORTABLE if kind.__name__ == name)(message)
+    for note in notes:
+        error.add_note(note)
+    return error
 
 
 @contextlib.contextmanager
@@ -78,10 +98,3 @@ def _connected(ray: Any, address: str | None, processors: int) -> Iterator[None]
         yield
     finally:
         ray.shutdown()
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What the shard raised, below what Ray has wrapped around it."""
-    while isinstance(inner := getattr(error, "cause", None) or error.__cause__, Exception):
-        error = inner
-    return error
