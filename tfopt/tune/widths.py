@@ -25,7 +25,7 @@ _BINS = 200
 
 
 def widths_by_share(model: keras.Model, found: Sensitivity, cost: str, notes: list[str]) -> list[Channels]:
-    """Channels that leave shares of a cost, at the least drop that one layer alone causes.
+    """Channels that leave shares of a cost, at about the least sum of the drops that each layer alone causes.
 
     Args:
       model: functional or Sequential.
