@@ -62,7 +62,7 @@ def variants(side: int) -> dict[str, tuple[Change, Change | None]]:
     layers, high = keras.layers, {"value_range": (0, 1) if _FLOAT.value else (0, 255)}
     four = (augment.Flip(), augment.Brightness(), augment.Contrast(), augment.Saturation())
     kept = side * 7 // 8
-    every = {
+    every: dict[str, tuple[Change, Change | None]] = {
         "flip": (augment.Flip(), of_keras(layers.RandomFlip("horizontal"))),
         "crop": (augment.Crop(kept, kept), of_keras(layers.RandomCrop(kept, kept))),
         "pad and crop": (augment.PadCrop(4), None),
