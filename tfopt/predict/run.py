@@ -112,6 +112,7 @@ def predict_files(
     >>> _ = tfopt.export_tflite(net, folder / "m.tflite")
     >>> np.save(folder / "x.npy", np.ones((300, 4), "float32"))
     >>> done = predict_files(folder / "m.tflite", folder / "x.npy", folder / "out", workers=1, format="npy")
+    predict... rows/s
     >>> done.rows, done.shards, np.load(folder / "out" / "part-00002" / "y.npy").shape
     (300, 3, (44, 3))
     """
