@@ -127,9 +127,11 @@ class Contest:
         if engine == PEERS[2]:
             quantize_after_training(self.work, path)
         else:
-            integers = engine == PEERS[1]
-            quantization, examples = ("int8", self.work.data) if integers else ("none", None)
-            tfopt.export_tflite(self.work.need_model(), path, quantization, examples)
+            model = self.work.need_model()
+            if engine == PEERS[1]:
+                tfopt.export_tflite(model, path, "int8", self.work.data)
+            else:
+                tfopt.export_tflite(model, path)
         return self.work, path
 
     def _figures(self, work: Work, path: pathlib.Path) -> Row:
@@ -331,15 +333,15 @@ _COLUMNS = (
 def merged(rows: Sequence[Row]) -> list[Row]:
     """One row for each model, technique and engine: means over the seeds, with the least and the largest accuracy."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["model"], row["technique"], row["engine"]), []).append(row)
+    for each in rows:
+        groups.setdefault((each["model"], each["technique"], each["engine"]), []).append(each)
     order = ["after training", *TECHNIQUES]
-    names = list(dict.fromkeys(row["model"] for row in rows))
+    names = list(dict.fromkeys(each["model"] for each in rows))
     engines = [*PEERS, *ENGINES]
     keys = sorted(groups, key=lambda key: (names.index(key[0]), order.index(key[1]), engines.index(key[2])))
     found = []
     for key in keys:
-        ran = [row for row in groups[key] if row["ran"]]
+        ran = [each for each in groups[key] if each["ran"]]
         row: Row = {**dict(zip(("model", "technique", "engine"), key, strict=True)), "seeds": len(ran)}
         row["error"] = next((each["error"] for each in groups[key] if not each["ran"]), "")
         row["promises"] = next((each["promises"] for each in ran if each["promises"]), "")

@@ -129,7 +129,8 @@ def _counterpart(node: Node) -> Any:
         require(kind in _ACTIVATIONS, f"tf_keras has no layer for the operator {kind}")
         return tf_keras.layers.ReLU(**_ACTIVATIONS[kind], name=name)
     theirs = getattr(tf_keras.layers, kind, None)
-    require(theirs is not None and type(operation).__module__.startswith("keras."), f"tf_keras has no layer {kind}")
+    if theirs is None or not type(operation).__module__.startswith("keras."):
+        raise ValueError(f"tf_keras has no layer {kind}")
     require(operation.compute_dtype == "float32", f"it computes in {operation.compute_dtype}, not in float32")
     config = {}
     for key, value in operation.get_config().items():
