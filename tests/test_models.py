@@ -54,7 +54,8 @@ def test_each_trains_loses_channels_and_becomes_an_int8_file(name, tmp_path):
     tfopt.calibrate(aware, (x, y))
     assert np.isfinite(one_step(aware, x, y))
     file = tfopt.export_tflite(aware, tmp_path / "m.tflite")
-    assert (file.float_ops, file.flex_ops) == (0, 0)
+    assert not file.float_ops
+    assert not file.flex_ops
     assert tfopt.float_islands(aware) == {}
 
 
@@ -71,7 +72,7 @@ def test_the_seed_gives_the_weights(name):
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"])
 @pytest.mark.parametrize("width", [0.35, pytest.param(1.4, marks=pytest.mark.slow)])
 def test_at_full_size_they_are_those_of_keras(name, width):
-    # Architectures with the same weights in the same order, by shape; Keras' V3 has convolutions in place of dense layers.
+    # The same weights, by shape; Keras' V3 has convolutions of 1 x 1 in place of dense layers, and another order.
     peers = {
         "mobilenet_v2": (tfopt.models.mobilenet_v2, "MobileNetV2", {}),
         "mobilenet_v3_small": (tfopt.models.mobilenet_v3, "MobileNetV3Small", {"include_preprocessing": False}),
@@ -80,7 +81,7 @@ def test_at_full_size_they_are_those_of_keras(name, width):
     make, peer, options = peers[name]
     ours = make((224, 224, 3), 10, width=width, **({"size": "large"} if "large" in name else {}))
     theirs = getattr(keras.applications, peer)((224, 224, 3), width, classes=10, weights=None, **options)
-    shapes = [[tuple(size for size in each.shape if size != 1) for each in model.weights] for model in (ours, theirs)]
+    shapes = [sorted(tuple(s for s in each.shape if s != 1) for each in model.weights) for model in (ours, theirs)]
     assert shapes[0] == shapes[1]
 
 
@@ -99,7 +100,7 @@ def test_efficientnet_lite_has_the_published_weights(width, depth, parameters):
     ("size", "last"), [(28, 4), (32, 4), (48, 3), (64, 4), (96, 3), pytest.param(224, 7, marks=pytest.mark.slow)]
 )
 def test_strides_suit_the_image(size, last):
-    model = tfopt.models.mobilenet_v2((size, size, 3), 4, width=0.1, head=16)
+    model = tfopt.models.mobilenet_v2((size, size, 3), 4, width=0.35, head=16)
     assert model.get_layer("head_conv").output.shape[1:3] == (last, last)
     # The shortcuts are those of the large one.
     assert sum(isinstance(each, keras.layers.Add) for each in model.layers) == 10

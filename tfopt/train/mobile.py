@@ -108,7 +108,7 @@ def mobilenet_v3(
     Source: Howard et al., Searching for MobileNetV3, 2019, arXiv:1905.02244, tables 1 and 2.
 
     >>> mobilenet_v3((32, 32, 3), 10, width=0.35).count_params()
-    393866
+    339378
     """
     require(size in ("small", "large"), f'size must be "small" or "large", received {size!r}')
     table, hidden = (_SMALL, 1024) if size == "small" else (_LARGE, 1280)
@@ -146,7 +146,7 @@ def efficientnet_lite(
     EfficientNet-Lite, TensorFlow Blog, 2020.
 
     >>> efficientnet_lite((32, 32, 3), 10, width=0.35).count_params()
-    550810
+    476202
     """
     require(depth > 0, f"depth must be above 0, received {depth!r}")
     table = [

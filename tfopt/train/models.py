@@ -107,7 +107,7 @@ def resnet20(input_shape: tuple[int, ...], classes: int, filters: int = 16, widt
     Source: He et al., Deep Residual Learning, 2016, arXiv:1512.03385, section 4.2.
 
     >>> resnet20((32, 32, 3), 10).count_params()
-    273610
+    273754
     """
     return _resnet(input_shape, classes, scaled(filters, width), 3, "resnet20")
 
