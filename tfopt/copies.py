@@ -84,6 +84,16 @@ def from_config(layer: keras.layers.Layer, config: dict[str, Any]) -> keras.laye
     return type(layer).from_config(config)
 
 
+def copy_layer(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Gives a copy with the same settings the variables, and their paths."""
+    for variable, copied in zip(old.variables, new.variables, strict=True):
+        copied.assign(variable)
+        copied._path = variable.path
+    if isinstance(new, keras.layers.Normalization):
+        # It computes from constants that it makes of its variables.
+        new.finalize_state()
+
+
 def copy_trainable(copier: ModelCopier) -> None:
     """What is frozen stays frozen; a layer's flag is also its inner layers', so these come last."""
     for old, new in copier.pairs():

@@ -24,7 +24,14 @@ OUTPUTS = {
     layers.DepthwiseConv1D: "both",
     layers.DepthwiseConv2D: "both",
 }
-_READS_A_NORM = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_READS_A_NORM = (
+    layers.Dense,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv3D,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+)
 _CHAINS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
 
@@ -152,7 +159,7 @@ class _Search:
         return None if len(ones) == len(others) else f"{second.name!r} is shared, and reads other layers elsewhere"
 
 
-def _kind(operation: Any, kinds: tuple[type, ...]) -> type | None:
+def _kind(operation: Any, kinds: tuple[Any, ...]) -> Any:
     """The Keras layer that an operation computes as."""
     return next((each for each in kinds if isinstance(operation, each) and type(operation).call is each.call), None)
 
@@ -188,7 +195,11 @@ def _unfit_norm(node: Node) -> str | None:
     if type(node.operation).call is not layers.BatchNormalization.call:
         return f"it is a {node.type}, which computes in its own way"
     arguments = [*node.args[1:], *node.kwargs.values()]
-    return "it is called with training=True, so that it uses the batch" if any(each is True for each in arguments) else None
+    return (
+        "it is called with training=True, so that it uses the batch"
+        if any(each is True for each in arguments)
+        else None
+    )
 
 
 def _unfit(layer: Any) -> str | None:

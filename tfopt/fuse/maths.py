@@ -8,7 +8,7 @@ Weights = tuple[np.ndarray, np.ndarray]
 def affine(
     mean: np.ndarray, variance: np.ndarray, epsilon: float, gamma: np.ndarray | None, beta: np.ndarray | None
 ) -> Weights:
-    """Scale and shift of a BatchNormalization when the model predicts: γ / √(σ² + ε) and β - scale · μ.
+    """Scale and shift of a BatchNormalization in prediction: gamma / sqrt(variance + epsilon), beta - scale * mean.
 
     Source: Ioffe and Szegedy, Batch Normalization, 2015, arXiv:1502.03167, algorithm 2.
 
@@ -19,7 +19,9 @@ def affine(
     return scale, (0.0 if beta is None else beta.astype("float64")) - scale * mean.astype("float64")
 
 
-def scale_outputs(kernel: np.ndarray, bias: np.ndarray | None, scale: np.ndarray, shift: np.ndarray, axes: str) -> Weights:
+def scale_outputs(
+    kernel: np.ndarray, bias: np.ndarray | None, scale: np.ndarray, shift: np.ndarray, axes: str
+) -> Weights:
     """The weights of a layer whose outputs were scaled and shifted.
 
     Args:
@@ -27,8 +29,8 @@ def scale_outputs(kernel: np.ndarray, bias: np.ndarray | None, scale: np.ndarray
       bias: shape (outputs,); None: zeros.
       scale: shape (outputs,).
       shift: shape (outputs,).
-      axes: where the kernel has its outputs: "last", "last but one" (transposed convolutions), or "both" of the last two
-        (depthwise convolutions).
+      axes: where the kernel has its outputs: "last", "last but one" (transposed convolutions), or "both" of the last
+        two (depthwise convolutions).
 
     >>> kernel, bias = scale_outputs(np.ones((1, 2)), np.array([1.0, 1.0]), np.array([2.0, 3.0]), np.zeros(2), "last")
     >>> kernel.tolist(), bias.tolist()
@@ -41,7 +43,9 @@ def scale_outputs(kernel: np.ndarray, bias: np.ndarray | None, scale: np.ndarray
     return kernel * factors, shift + (0.0 if bias is None else bias.astype("float64") * scale)
 
 
-def scale_inputs(kernel: np.ndarray, bias: np.ndarray | None, scale: np.ndarray, shift: np.ndarray, axes: str) -> Weights:
+def scale_inputs(
+    kernel: np.ndarray, bias: np.ndarray | None, scale: np.ndarray, shift: np.ndarray, axes: str
+) -> Weights:
     """The weights of a layer whose inputs were scaled and shifted, and not padded with zeros afterwards.
 
     Args:
@@ -60,7 +64,9 @@ def scale_inputs(kernel: np.ndarray, bias: np.ndarray | None, scale: np.ndarray,
     return kernel * scale[:, None], added + (0.0 if bias is None else bias)
 
 
-def chain(first: np.ndarray, first_bias: np.ndarray | None, second: np.ndarray, second_bias: np.ndarray | None) -> Weights:
+def chain(
+    first: np.ndarray, first_bias: np.ndarray | None, second: np.ndarray, second_bias: np.ndarray | None
+) -> Weights:
     """One layer for two that follow each other without an activation: dense ones, or convolutions, one of them 1 x 1.
 
     >>> kernel, bias = chain(np.array([[2.0, 1.0]]), np.array([1.0, 0.0]), np.array([[3.0], [4.0]]), None)

@@ -10,7 +10,7 @@ from keras import layers
 
 from tfopt.clusters import Clustered
 from tfopt.config import require
-from tfopt.copies import ModelCopier, copy_trainable, from_config
+from tfopt.copies import ModelCopier, copy_layer, copy_trainable, from_config
 from tfopt.fuse.find import Step, find, kernel_of, outputs_of
 from tfopt.fuse.maths import affine, chain, scale_inputs, scale_outputs
 from tfopt.graph import deep_graphs, flatten, functional
@@ -41,8 +41,8 @@ class Fused:
 def fuse_layers(model: keras.Model, data: Any = None, keep: Sequence[Invariant] = ()) -> Fused:
     """Fuses each BatchNormalization with the layer before or behind it, and linear layers that follow each other.
 
-    A BatchNormalization goes into a convolution, transposed, depthwise or separable one, or a dense layer before it; or,
-    where there is none, into one behind it that pads with nothing. Two dense layers without an activation between them,
+    A BatchNormalization goes into a convolution, transposed, depthwise or separable one, or a dense layer before it; or
+    else into one behind it that pads with nothing. Two dense layers without an activation between them,
     or two convolutions one of which is 1 x 1, become one where that has no more weights. The statistics are those that
     the model predicts with, so fuse what is trained. Then both models are run, and must agree.
 
@@ -63,7 +63,10 @@ def fuse_layers(model: keras.Model, data: Any = None, keep: Sequence[Invariant] 
 
     Source: Jacob et al., 2018, arXiv:1712.05877, section 3.2.
 
-    >>> conv, norm = keras.layers.Conv2D(4, 3, use_bias=False, name="conv"), keras.layers.BatchNormalization(name="norm")
+    >>> conv, norm = (
+    ...     keras.layers.Conv2D(4, 3, use_bias=False, name="conv"),
+    ...     keras.layers.BatchNormalization(name="norm"),
+    ... )
     >>> found = fuse_layers(keras.Sequential([keras.Input((8, 8, 3)), conv, norm, keras.layers.ReLU(name="relu")]))
     >>> found.fused, [layer.name for layer in found.model.layers], found.difference < 1e-5
     ({'norm': 'conv'}, ['conv', 'relu'], True)
@@ -195,15 +198,10 @@ def _apply(model: keras.Model, steps: Sequence[Step]) -> keras.Model:
         if isinstance(old, keras.Model):
             continue
         step = into.get(id(old))
-        if step is not None:
+        if step is None:
+            copy_layer(old, new)
+        else:
             _set_fused(step, new)
-            continue
-        for variable, copied in zip(old.variables, new.variables, strict=True):
-            copied.assign(variable)
-            copied._path = variable.path
-        if isinstance(new, layers.Normalization):
-            # It computes from constants that it makes of its variables.
-            new.finalize_state()
     copy_trainable(copier)
     return copy
 

@@ -30,7 +30,7 @@ class Fuse(Stage):
         difference = compare(model, found.model, x)
         note = (
             f"{len(found.fused)} layers went into others; {model.count_params():,} parameters became "
-            f"{found.model.count_params():,}; the largest difference of an output is {difference:.2g} of the largest one"
+            f"{found.model.count_params():,}; outputs differ by {difference:.2g} of the largest one at most"
         )
         changed = [f"{gone} into {into}" for gone, into in found.fused.items()]
         return Outcome(work.replace(model=found.model), changed=changed, skipped=found.skipped, notes=[note])

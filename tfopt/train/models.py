@@ -16,10 +16,11 @@ __all__ = [
     "efficientnet_lite",
     "mobilenet_v2",
     "mobilenet_v3",
-    "resnet20",
     "resnet8",
+    "resnet20",
     "transfer",
 ]
+
 
 def cnn(
     input_shape: tuple[int, ...], classes: int, filters: int = 32, dropout: float = 0.3, shift: float = 0.0

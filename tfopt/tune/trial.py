@@ -95,7 +95,7 @@ class _Watch:
         self._by_epoch = self._key in OBJECTIVES and any(stage.trains for stage in stages)
         self._epochs = 0
 
-    def epoch(self, logs: Mapping[str, float]) -> None:
+    def epoch(self, logs: Mapping[str, Any]) -> None:
         """Looks at an epoch; these are counted along the whole chain."""
         self._epochs += 1
         if self._by_epoch and self._key in logs:
