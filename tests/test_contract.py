@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import tfopt
 from tests.conftest import quick, small_model
+from tfopt.fuse import Fuse
 from tfopt.train import models  # noqa: F401 - named in the reprs of stages
 
 FIT = tfopt.Fit(learning_rate=3e-3)
@@ -53,6 +54,7 @@ STAGES = {
     "Prune": Row(tfopt.Prune(0.5, 2, tfopt.ConstantSparsity(0.5, 2), fit=FIT), changes=True),
     "Cluster": Row(tfopt.Cluster(8, 2, fit=FIT), changes=True),
     "PruneChannels": Row(tfopt.PruneChannels(0.5, epochs=2, fit=FIT), changes=True),
+    "Fuse": Row(Fuse(), before=(TRAIN,), changes=True),
     "QuantizeAware": Row(tfopt.QuantizeAware(2, fit=FIT), changes=True),
     "AnalyzeSensitivity": Row(tfopt.AnalyzeSensitivity(levels=(0.5,), examples=20), before=(TRAIN,), idempotent=True),
     "ExportTFLite": Row(EXPORT, before=(TRAIN,), idempotent=True),
@@ -66,7 +68,7 @@ SLOW = (
 
 
 def test_every_stage_has_a_row():
-    names = [*vars(tfopt).values(), *vars(tfopt.ensemble).values()]
+    names = [*vars(tfopt).values(), *vars(tfopt.ensemble).values(), *vars(tfopt.fuse).values()]
     public = [each for each in names if isinstance(each, type) and issubclass(each, tfopt.Stage)]
     assert {each.__name__ for each in public} - {"Stage"} == set(STAGES)
 
@@ -103,7 +105,7 @@ def same_weights(one, other):
 
 
 def test_repr_rebuilds_the_stage(row):
-    parts = (tfopt, tfopt.augment, tfopt.ensemble, tfopt.tabular)
+    parts = (tfopt, tfopt.augment, tfopt.ensemble, tfopt.fuse, tfopt.tabular)
     rebuilt = eval(
         repr(row.stage), {"tfopt": tfopt, **{key: each for part in parts for key, each in vars(part).items()}}
     )

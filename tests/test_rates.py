@@ -387,3 +387,12 @@ def test_the_finder_refuses_what_cannot_be_swept(data):
     ):
         with pytest.raises(ValueError, match=message):
             find_learning_rate(small_model(), data, **options)
+
+
+def test_rates_of_layers_that_quantization_renames_are_refused_before_training(data, tmp_path):
+    work = tfopt.Work(small_model(), data, tmp_path)
+    # In the model that trains, the BatchNormalization has gone into the convolution.
+    stages = [tfopt.Train(1), tfopt.QuantizeAware(1, fit=tfopt.Fit(layer_rates={"bn": 0.1}))]
+    with pytest.raises(ValueError, match="layer_rates: "):
+        tfopt.validate(stages, work)
+    assert not any(tmp_path.iterdir())

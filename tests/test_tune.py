@@ -1,11 +1,13 @@
 """Search: what is tried, refused, pruned, shared and told, and that an interrupted search ends as another."""
 
 import dataclasses
+import json
 import os
 import re
 
 import hypothesis
 import hypothesis.strategies as st
+import keras
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -168,6 +170,82 @@ def test_bad_trials_end_early(tmp_path):
         before = [other.parameters["x"] for other in complete if other.number < each.number]
         assert each.parameters["x"] < np.median(before)
         assert each.values == {}
+
+
+@pytest.fixture
+def by_rate(data):
+    """A chain whose learning rate decides how good it is, and what it begins with."""
+    from tests.conftest import CLASSES
+
+    x = keras.Input((8, 8, 2))
+    y = keras.layers.Dense(CLASSES, activation="softmax", kernel_initializer="zeros")(keras.layers.Flatten()(x))
+    chain = [tfopt.Train(3, tfopt.Fit(1e-2)), tfopt.Train(4, tfopt.Fit(1e-2))]
+    return {
+        "recipe": chain,
+        "spaces": {"02-Train.fit.learning_rate": tune.Range(1e-6, 1e-2, log=True)},
+        "objectives": ("val_loss",),
+        "trials": 6,
+        "work": tfopt.Work(keras.Model(x, y), data),
+    }
+
+
+def steps(folder):
+    """What the journal knows of each trial: the intermediate values by step."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    return [each.intermediate_values for each in optuna.load_study(study_name="search", storage=storage).trials]
+
+
+def test_bad_trials_end_within_a_training(by_rate, tmp_path):
+    optuna = pytest.importorskip("optuna")
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=3)
+    found = tune.search(**by_rate, workdir=tmp_path, pruner=pruner)
+    pruned = [each for each in found.trials if each.state == "pruned"]
+    assert pruned
+    told = steps(tmp_path)
+    for each in found.trials:
+        # The first stage has three epochs, taken over from the first trial; the second has four.
+        last = max(told[each.number])
+        assert sorted(told[each.number]) == list(range(1, last + 1))
+        assert (each.folder / "01-Train").exists()
+        if each.state == "pruned":
+            assert 4 <= last < 7
+            assert not list(each.folder.glob("02-*"))
+        else:
+            assert last == 7
+            history = json.loads((each.folder / "report.json").read_text())["stages"][1]["history"]["val_loss"]
+            assert [told[each.number][step] for step in (4, 5, 6, 7)] == pytest.approx(history)
+
+
+@pytest.mark.slow
+def test_a_search_broken_off_within_a_training_ends_as_another(by_rate, tmp_path):
+    optuna = pytest.importorskip("optuna")
+
+    def search(name):
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=3)
+        return outcome(tune.search(**by_rate, workdir=tmp_path / name, pruner=pruner))
+
+    whole = search("whole")
+    original, looks = tune.journal.Journal.is_bad, 0
+
+    def break_off(self, *arguments):
+        nonlocal looks
+        looks += 1
+        bad = original(self, *arguments)
+        # In the middle of the second training of some trials, and at the end of a first one.
+        if looks in (3, 13, 25, 31):
+            raise KeyboardInterrupt
+        return bad
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune.journal.Journal, "is_bad", break_off)
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                search("broken")
+    assert search("broken") == whole
+    assert steps(tmp_path / "broken") == steps(tmp_path / "whole")
 
 
 def test_a_pruner_of_ones_own(tmp_path):

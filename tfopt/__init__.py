@@ -2,6 +2,7 @@
 
 from tfopt import augment, signals, tabular, text, tune
 from tfopt import ensemble as ensemble
+from tfopt import fuse as fuse
 from tfopt.analyze.result import Sensitivity
 from tfopt.analyze.sensitivity import sensitivity
 from tfopt.analyze.stage import AnalyzeSensitivity

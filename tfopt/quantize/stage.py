@@ -14,6 +14,7 @@ from tfopt.quantize.frozen import quantized_layers
 from tfopt.quantize.island import float_islands
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit
+from tfopt.train.layer_rates import layer_factors
 from tfopt.train.loop import train
 from tfopt.train.rates import Cosine
 from tfopt.train.stage import validate_training
@@ -64,8 +65,10 @@ class QuantizeAware(Stage):
 
     def validate(self, work: Work) -> Work:
         """Checks that every layer has a rule, by rewriting the model."""
-        validate_training(work, self.epochs, self.fit)
+        # Rates by layer are those of the layers that train, whose names are not all those of the float model.
+        validate_training(work, self.epochs, dataclasses.replace(self.fit, layer_rates=None))
         ready = self._rewrite(work)
+        layer_factors(ready.need_model(), self.fit.layer_rates or {})
         if self.fit.distill is not None:
             # Layers that it names may have gone into others.
             self.fit.distill.distiller(ready.need_model(), work.need_data(), work.need_model())

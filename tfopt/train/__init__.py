@@ -1,5 +1,6 @@
 """Training: how a stage trains, resumes and computes."""
 
+from tfopt.train.drop import with_dropout, with_stochastic_depth
 from tfopt.train.finder import RateSweep, find_learning_rate
 from tfopt.train.rates import Cosine, CosineRestarts, OneCycle, Plateau, Polynomial, StepDecay
 from tfopt.train.regularize import regularized
@@ -18,4 +19,6 @@ __all__ = [
     "recalibrate",
     "regularized",
     "strategy",
+    "with_dropout",
+    "with_stochastic_depth",
 ]

@@ -22,6 +22,7 @@ from tfopt.train.replicated import has_statistics
 from tfopt.train.smooth import smoothed
 from tfopt.train.strategies import is_one_device
 from tfopt.train.task import build_state, task_of
+from tfopt.train.watch import epoch_watchers
 from tfopt.workers.peers import Peers
 from tfopt.workers.preemption import saves_when_asked
 
@@ -117,6 +118,7 @@ def train(
                 *stop,
                 *lower,
                 checkpoint,
+                *epoch_watchers(checkpoint),
                 Advance(bar, first, steps),
                 *boards,
             ],

@@ -7,15 +7,19 @@ import keras
 from keras import layers
 
 from tfopt.config import did_you_mean
+from tfopt.train.blocks import classifier, conv_bn, conv_bn_relu, depthwise_bn, scaled
+from tfopt.train.mobile import efficientnet_lite, mobilenet_v2, mobilenet_v3
 
-# Keras' 0.99 wants thousands of steps before inference sees the statistics that training does.
-_MOMENTUM = 0.9
-
-
-def _conv_bn_relu(x: object, filters: int, name: str, *, kernel: int = 3, strides: int = 1) -> object:
-    x = layers.Conv2D(filters, kernel, strides, padding="same", use_bias=False, name=f"{name}_conv")(x)
-    x = layers.BatchNormalization(momentum=_MOMENTUM, name=f"{name}_bn")(x)
-    return layers.ReLU(name=f"{name}_relu")(x)
+__all__ = [
+    "cnn",
+    "ds_cnn",
+    "efficientnet_lite",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "resnet8",
+    "resnet20",
+    "transfer",
+]
 
 
 def cnn(
@@ -37,9 +41,9 @@ def cnn(
     x = inputs
     if shift:
         x = layers.RandomTranslation(shift, shift, fill_mode="constant", name="shift")(x)
-    x = _conv_bn_relu(x, filters, "block1")
+    x = conv_bn_relu(x, filters, "block1")
     x = layers.MaxPooling2D(name="pool")(x)
-    x = _conv_bn_relu(x, 2 * filters, "block2")
+    x = conv_bn_relu(x, 2 * filters, "block2")
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dropout(dropout, name="dropout1")(x)
     x = layers.Dense(2 * filters, activation="relu", name="hidden")(x)
@@ -47,7 +51,9 @@ def cnn(
     return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="cnn")
 
 
-def ds_cnn(input_shape: tuple[int, ...], classes: int, filters: int = 64, blocks: int = 4) -> keras.Model:
+def ds_cnn(
+    input_shape: tuple[int, ...], classes: int, filters: int = 64, blocks: int = 4, width: float = 1.0
+) -> keras.Model:
     """A convolution and depthwise separable blocks.
 
     Args:
@@ -55,31 +61,31 @@ def ds_cnn(input_shape: tuple[int, ...], classes: int, filters: int = 64, blocks
       classes: outputs, with softmax.
       filters: of every convolution.
       blocks: depthwise separable blocks, the second of them with stride 2.
+      width: what the filters are multiplied by, above 0; rounded to multiples of 8.
 
     Source: Zhang et al., Hello Edge, 2017, arXiv:1711.07128, section 4.5.
 
     >>> ds_cnn((28, 28, 1), 10).count_params()
     22218
     """
+    filters = scaled(filters, width)
     inputs = keras.Input(input_shape, name="image")
-    x = _conv_bn_relu(inputs, filters, "stem", strides=2)
+    x = conv_bn_relu(inputs, filters, "stem", strides=2)
     for index in range(1, blocks + 1):
         name, strides = f"block{index}", 2 if index == 2 else 1
-        x = layers.DepthwiseConv2D(3, strides, padding="same", use_bias=False, name=f"{name}_depthwise")(x)
-        x = layers.BatchNormalization(momentum=_MOMENTUM, name=f"{name}_depthwise_bn")(x)
-        x = layers.ReLU(name=f"{name}_depthwise_relu")(x)
-        x = _conv_bn_relu(x, filters, name, kernel=1)
-    x = layers.GlobalAveragePooling2D(name="average")(x)
-    return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="ds_cnn")
+        x = layers.ReLU(name=f"{name}_depthwise_relu")(depthwise_bn(x, name, strides=strides))
+        x = conv_bn_relu(x, filters, name, kernel=1)
+    return classifier(inputs, layers.GlobalAveragePooling2D(name="average")(x), classes, "ds_cnn")
 
 
-def resnet8(input_shape: tuple[int, ...], classes: int, filters: int = 16) -> keras.Model:
+def resnet8(input_shape: tuple[int, ...], classes: int, filters: int = 16, width: float = 1.0) -> keras.Model:
     """A ResNet of three residual stacks, as in MLPerf Tiny's image classification.
 
     Args:
       input_shape: height, width, channels.
       classes: outputs, with softmax.
       filters: of the first stack; each further one has twice as many at half the resolution.
+      width: what the filters are multiplied by, above 0; rounded to multiples of 8.
 
     Source: He et al., Deep Residual Learning, 2016, arXiv:1512.03385; Banbury et al., MLPerf Tiny, 2021,
     arXiv:2106.07597.
@@ -87,19 +93,41 @@ def resnet8(input_shape: tuple[int, ...], classes: int, filters: int = 16) -> ke
     >>> resnet8((32, 32, 3), 10).count_params()
     78426
     """
+    return _resnet(input_shape, classes, scaled(filters, width), 1, "resnet8")
+
+
+def resnet20(input_shape: tuple[int, ...], classes: int, filters: int = 16, width: float = 1.0) -> keras.Model:
+    """A ResNet of three stacks of three residual blocks, as for CIFAR-10, with a 1 x 1 convolution where they change.
+
+    Args:
+      input_shape: height, width, channels.
+      classes: outputs, with softmax.
+      filters: of the first stack; each further one has twice as many at half the resolution.
+      width: what the filters are multiplied by, above 0; rounded to multiples of 8.
+
+    Source: He et al., Deep Residual Learning, 2016, arXiv:1512.03385, section 4.2.
+
+    >>> resnet20((32, 32, 3), 10).count_params()
+    273754
+    """
+    return _resnet(input_shape, classes, scaled(filters, width), 3, "resnet20")
+
+
+def _resnet(input_shape: tuple[int, ...], classes: int, filters: int, blocks: int, name: str) -> keras.Model:
+    """Three stacks of residual blocks."""
     inputs = keras.Input(input_shape, name="image")
-    x = _conv_bn_relu(inputs, filters, "stem")
-    for index in range(1, 4):
-        name, width, strides = f"stack{index}", filters * 2 ** (index - 1), 1 if index == 1 else 2
-        y = _conv_bn_relu(x, width, f"{name}_a", strides=strides)
-        y = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"{name}_b_conv")(y)
-        y = layers.BatchNormalization(momentum=_MOMENTUM, name=f"{name}_b_bn")(y)
-        if index > 1:
-            x = layers.Conv2D(width, 1, strides, padding="same", name=f"{name}_shortcut")(x)
-        x = layers.Add(name=f"{name}_add")([x, y])
-        x = layers.ReLU(name=f"{name}_relu")(x)
-    x = layers.GlobalAveragePooling2D(name="average")(x)
-    return keras.Model(inputs, layers.Dense(classes, activation="softmax", name="probabilities")(x), name="resnet8")
+    x = conv_bn_relu(inputs, filters, "stem")
+    for stack in range(1, 4):
+        for block in range(1, blocks + 1):
+            part = f"stack{stack}" if blocks == 1 else f"stack{stack}_block{block}"
+            channels, narrows = filters * 2 ** (stack - 1), stack > 1 and block == 1
+            y = conv_bn_relu(x, channels, f"{part}_a", strides=2 if narrows else 1)
+            y = conv_bn(y, channels, f"{part}_b")
+            if narrows:
+                x = layers.Conv2D(channels, 1, 2, padding="same", name=f"{part}_shortcut")(x)
+            x = layers.Add(name=f"{part}_add")([x, y])
+            x = layers.ReLU(name=f"{part}_relu")(x)
+    return classifier(inputs, layers.GlobalAveragePooling2D(name="average")(x), classes, name)
 
 
 def transfer(

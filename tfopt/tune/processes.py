@@ -50,7 +50,7 @@ def run_trials(
       job: what they have in common.
       jobs: how many at once; 1: in this process.
       take: gives number and values of the next one, or None.
-      look: given number, stage and value, says whether a trial should end there.
+      look: given number, step and value, says whether a trial should end there.
       record: is told how each ended.
     """
     if jobs == 1:

@@ -52,8 +52,9 @@ def search(
       jobs: how many trials at once, in processes of their own; with 1 in this process, and the same seed gives the same
         trials.
       seed: what is tried follows from it.
-      pruner: an Optuna pruner, which ends bad trials after a stage by the objective so far; None: the median pruner.
-        Only with one objective.
+      pruner: an Optuna pruner, which ends bad trials by the objective so far; None: the median pruner. Accuracy, loss
+        and error are looked at after each epoch, on the validation split, the epochs of a chain being its steps; the
+        others, and all in a chain that does not train, after each stage. Only with one objective.
 
     Returns:
       The trials, the Pareto front and the best one.

@@ -1,4 +1,4 @@
-"""One trial: a chain in a folder of its own, watched after each stage."""
+"""One trial: a chain in a folder of its own, watched after each epoch, or each stage."""
 
 import dataclasses
 import json
@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfopt.chain import run
-from tfopt.files import atomic_path
+from tfopt.files import atomic_path, remove
 from tfopt.report import Report
 from tfopt.stage import Stage, Work
-from tfopt.tune.objectives import measured
+from tfopt.train.watch import watching
+from tfopt.tune.objectives import OBJECTIVES, measured
 from tfopt.tune.recipe import Recipe, build
 from tfopt.workdir import claim, identity
 
-# Called with the number of a stage and the objective after it; whether the trial should end there.
+# Called with the number of an epoch or a stage and the objective after it; whether the trial should end there.
 Look = Callable[[int, float], bool]
 
 
@@ -65,10 +66,14 @@ def run_trial(job: Job, number: int, values: Mapping[str, Any], look: Look) -> E
         stages = build(job.recipe, values)
         work = job.work.replace(workdir=folder)
         _share(job, stages, work)
-        watch = _Watch(job.objectives[0], look if len(job.objectives) == 1 else _never)
+        watch = _Watch(job.objectives[0], stages, look if len(job.objectives) == 1 else _never)
         _look_back(folder, stages, watch)
-        work = run([_Watched(stage, watch) for stage in stages], work, job.name)
+        with watching(watch.epoch):
+            work = run([_Watched(stage, watch) for stage in stages], work, job.name)
     except _Pruned:
+        # Nobody goes on from its checkpoints.
+        for partial in folder.glob("*.partial"):
+            remove(partial)
         return Ended("pruned")
     except Exception as error:  # noqa: BLE001 - whatever it is, it is listed, and other trials may do better
         return Ended("failed", reason=f"{type(error).__name__}: {error}")
@@ -79,14 +84,38 @@ def run_trial(job: Job, number: int, values: Mapping[str, Any], look: Look) -> E
     return Ended("complete", tuple(float(value) for value in found if value is not None))
 
 
-@dataclasses.dataclass(frozen=True)
 class _Watch:
-    objective: str
-    look: Look
+    """Looks at the objective as the chain goes: after each epoch where one can tell it, else after each stage."""
 
-    def __call__(self, report: Report) -> None:
-        value = measured(report, self.objective)
-        if value is not None and self.look(len(report.stages), value):
+    def __init__(self, objective: str, stages: Sequence[Stage], look: Look) -> None:
+        self._objective, self._look = objective, look
+        # What an epoch tells of an objective is its value on the validation split. Steps of both kinds are not mixed: a
+        # pruner compares trials at the same step.
+        self._key = f"val_{objective.removeprefix('val_')}"
+        self._by_epoch = self._key in OBJECTIVES and any(stage.trains for stage in stages)
+        self._epochs = 0
+
+    def epoch(self, logs: Mapping[str, Any]) -> None:
+        """Looks at an epoch; these are counted along the whole chain."""
+        self._epochs += 1
+        if self._by_epoch and self._key in logs:
+            self._ask(self._epochs, logs[self._key])
+
+    def stage(self, report: Report) -> None:
+        """Looks at a stage that is done."""
+        value = measured(report, self._objective)
+        if not self._by_epoch and value is not None:
+            self._ask(len(report.stages), value)
+
+    def stage_of_before(self, report: Report) -> None:
+        """Looks at a stage that was done by an earlier attempt or another trial, its epochs among it."""
+        history = report.stages[-1].history
+        for epoch in range(max(map(len, history.values()), default=0)):
+            self.epoch({key: values[epoch] for key, values in history.items() if epoch < len(values)})
+        self.stage(report)
+
+    def _ask(self, step: int, value: float) -> None:
+        if self._look(step, value):
             raise _Pruned
 
 
@@ -100,7 +129,7 @@ def _look_back(folder: pathlib.Path, stages: Sequence[Stage], watch: _Watch) -> 
         done = folder / f"{number:02d}-{stage.name}" / "stage.json"
         if not done.exists():
             break
-        watch(Report.from_dict(json.loads(done.read_text(encoding="utf-8"))["report"]))
+        watch.stage_of_before(Report.from_dict(json.loads(done.read_text(encoding="utf-8"))["report"]))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -122,7 +151,7 @@ class _Watched(Stage):
 
     def __call__(self, work: Work) -> Work:
         work = self.stage(work)
-        self.watch(work.report)
+        self.watch.stage(work.report)
         return work
 
     def __repr__(self) -> str:
