@@ -25,7 +25,7 @@ MODELS = {
     "text_gru": lambda: tfopt.text.text_gru((6,), 4, tokens=20, dimensions=8, units=8),
     "conv1d_net": lambda: tfopt.signals.conv1d_net((32, 6), 4, filters=8),
 }
-QUICK = ("resnet8", "text_gru", "conv1d_net")
+QUICK = ("conv1d_net",)
 
 
 def examples(model, size=24):
@@ -72,9 +72,10 @@ def test_the_seed_gives_the_weights(name):
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"])
-@pytest.mark.parametrize("width", [0.35, pytest.param(1.4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", [0.75, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_at_full_size_they_are_those_of_keras(name, width):
-    # The same weights, by shape; Keras' V3 has convolutions of 1 x 1 in place of dense layers, and another order.
+    # The same weights, by shape; Keras' V3 has convolutions of 1 x 1 in place of dense layers, another order, and at
+    # other widths a first convolution of 16 filters still.
     peers = {
         "mobilenet_v2": (tfopt.models.mobilenet_v2, "MobileNetV2", {}),
         "mobilenet_v3_small": (tfopt.models.mobilenet_v3, "MobileNetV3Small", {"include_preprocessing": False}),

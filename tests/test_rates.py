@@ -390,9 +390,17 @@ def test_the_finder_refuses_what_cannot_be_swept(data):
 
 
 def test_rates_of_layers_that_quantization_renames_are_refused_before_training(data, tmp_path):
-    work = tfopt.Work(small_model(), data, tmp_path)
-    # In the model that trains, the BatchNormalization has gone into the convolution.
-    stages = [tfopt.Train(1), tfopt.QuantizeAware(1, fit=tfopt.Fit(layer_rates={"bn": 0.1}))]
-    with pytest.raises(ValueError, match="layer_rates: "):
-        tfopt.validate(stages, work)
+    layers = keras.layers
+    block = keras.Sequential([keras.Input((8, 8, 2)), layers.Conv2D(4, 3, name="conv")], name="block")
+    x = keras.Input((8, 8, 2))
+    model = keras.Model(x, layers.Dense(3, activation="softmax", name="out")(layers.Flatten()(block(x))))
+    work = tfopt.Work(model, data, tmp_path)
+
+    # In the model that trains the layers of the block stand by themselves.
+    def stages(name):
+        return [tfopt.Train(1), tfopt.QuantizeAware(1, fit=tfopt.Fit(layer_rates={name: 0.1}))]
+
+    assert tfopt.validate(stages("conv"), work).trained
+    with pytest.raises(ValueError, match="no layer of .* is called 'block'"):
+        tfopt.validate(stages("block"), work)
     assert not any(tmp_path.iterdir())
