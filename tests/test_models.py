@@ -162,6 +162,7 @@ def test_widths_are_rounded_as_in_the_papers():
     assert strides_for((8, 96, 1), [2, 2, 1]) == [1, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_chain_begins_with_any(data, tmp_path):
     options = {"width": 0.1, "head": 16}
     work = tfopt.run(
