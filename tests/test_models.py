@@ -61,7 +61,7 @@ def test_each_trains_loses_channels_and_becomes_an_int8_file(name, tmp_path):
     assert tfopt.float_islands(aware) == {}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", quick(MODELS, "resnet8", "text_gru"))
 def test_the_seed_gives_the_weights(name):
     made = []
     for seed in (1, 1, 2):
@@ -71,7 +71,9 @@ def test_the_seed_gives_the_weights(name):
     assert not np.array_equal(made[0], made[2])
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"])
+@pytest.mark.parametrize(
+    "name", quick(["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"], "mobilenet_v3_small")
+)
 @pytest.mark.parametrize("width", [0.75, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_at_full_size_they_are_those_of_keras(name, width):
     # The same weights, by shape; Keras' V3 has convolutions of 1 x 1 in place of dense layers, another order, and at
@@ -106,7 +108,12 @@ def test_efficientnet_lite_has_the_published_weights(width, depth, parameters):
 
 
 @pytest.mark.parametrize(
-    ("size", "last"), [(28, 4), (32, 4), (48, 3), (64, 4), (96, 3), pytest.param(224, 7, marks=pytest.mark.slow)]
+    ("size", "last"),
+    [
+        (28, 4),
+        (96, 3),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((32, 4), (48, 3), (64, 4), (224, 7))),
+    ],
 )
 def test_strides_suit_the_image(size, last):
     model = tfopt.models.mobilenet_v2((size, size, 3), 4, width=0.35, head=16)
@@ -155,6 +162,7 @@ def test_widths_are_rounded_as_in_the_papers():
     assert strides_for((8, 96, 1), [2, 2, 1]) == [1, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_chain_begins_with_any(data, tmp_path):
     options = {"width": 0.1, "head": 16}
     work = tfopt.run(
