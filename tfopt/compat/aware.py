@@ -30,6 +30,14 @@ class AwareModel(keras.Model):
         # a function to trace; under it ranges must be constants, from which the converter makes integers.
         self.__dict__["__call__"] = self._call_for_export
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras' own; the converter's second way is refused where its first one was."""
+        # Open where tf_keras is loaded, it would swallow the error of `_call_for_export` and write a file of chance.
+        if tf.inside_function() and tf.compat.v1.get_default_graph().name.startswith("_wrapped_model"):
+            with tf.init_scope():
+                self._require_ranges()
+        return super().__call__(*args, **kwargs)
+
     def preserve(self, what: tuple[str, ...]) -> None:
         """Has the weights keep what they are now.
 
@@ -96,6 +104,6 @@ class AwareModel(keras.Model):
                 f"the model {self.name!r} does not know the ranges of {len(missing)} of its tensors yet: train it for "
                 "some steps, or show it data with tfopt.calibrate(model, data), before it is converted"
             )
-            # TFLiteConverter swallows the error, and fails with one of its own that says nothing.
+            # TFLiteConverter swallows the error; without tf_keras it then fails with one of its own that says nothing.
             logging.error(message)
             raise ValueError(message)
