@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import socket
 import statistics
 import subprocess
@@ -177,6 +178,9 @@ def running(server: Server) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            # LitServe leaves its workers behind, which would go on beside the next server.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int) -> None:
