@@ -75,8 +75,8 @@ def training(variant: str, budget: Budget, stack: contextlib.ExitStack) -> Calla
     batch = _BATCH.value
     rng = np.random.default_rng(0)
     shapes = [[tuple(each.shape[1:]) for each in tensors] for tensors in (model.inputs, model.outputs)]
-    x, y = (tuple(rng.random((batch * 4, *shape), "float32") for shape in each) for each in shapes)
-    x, y = (each if len(each) > 1 else each[0] for each in (x, y))
+    arrays = [tuple(rng.random((batch * 4, *shape), "float32") for shape in each) for each in shapes]
+    x, y = (each if len(each) > 1 else each[0] for each in arrays)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch).repeat(_STEPS.value // 4 + 1).take(_STEPS.value)
     callbacks: list[Any] = []
     last = TECHNIQUES[technique][-1] if technique in TECHNIQUES else None

@@ -104,7 +104,8 @@ def main(arguments: list[str]) -> int:
     environment = describe_environment()
     notes = [
         f"{_EXAMPLES.value or 'all'} training examples, {_FLOAT.value} epochs of float training, {_EPOCHS.value} of "
-        f"each stage, {_SEEDS.value} seeds, {_SPARSITY.value:.0%} zeros, {_CLUSTERS.value} clusters, {environment['cpu']}"
+        f"each stage, {_SEEDS.value} seeds, {_SPARSITY.value:.0%} zeros, {_CLUSTERS.value} clusters, "
+        f"{environment['cpu']}"
     ]
     publish(rows.read(), workdir, "tfopt and TFMOT", notes)
     return 0

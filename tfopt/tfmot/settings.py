@@ -101,7 +101,7 @@ def _plain(value: Any, module: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each, module) for each in value]
     name = getattr(value, "__name__", type(value).__name__)
-    theirs = getattr(module, name, None)
+    theirs: Any = getattr(module, name, None)
     require(
         theirs is not None and (callable(value) or hasattr(value, "get_config")),
         f"tf_keras has no {name}: compile the model with a loss and metrics that both have",

@@ -211,8 +211,8 @@ class Prune(OnTFMOT):
             require(
                 window % frequency == 0,
                 f"TFMOT renews masks every {frequency} steps from begin_step={config['begin_step']} on, and so never "
-                f"at end_step={config['end_step']}, where the final sparsity would be reached: make the window a multiple "
-                "of frequency",
+                f"at end_step={config['end_step']}, where the final sparsity would be reached: make the window a "
+                "multiple of frequency",
             )
         return {"class_name": name, "config": config}
 

@@ -128,7 +128,7 @@ def _counterpart(node: Node) -> Any:
             return getattr(tf_keras.layers, kind)(name=name)
         require(kind in _ACTIVATIONS, f"tf_keras has no layer for the operator {kind}")
         return tf_keras.layers.ReLU(**_ACTIVATIONS[kind], name=name)
-    theirs = getattr(tf_keras.layers, kind, None)
+    theirs: Any = getattr(tf_keras.layers, kind, None)
     require(theirs is not None and type(operation).__module__.startswith("keras."), f"tf_keras has no layer {kind}")
     require(operation.compute_dtype == "float32", f"it computes in {operation.compute_dtype}, not in float32")
     config = {}
