@@ -29,6 +29,7 @@ from tfopt.report import Report, StageEntry, describe_environment
 from tfopt.stage import Stage, Work
 from tfopt.tflite.examples import read_examples
 from tfopt.tflite.model import input_specs
+from tfopt.tflite.quiet import quiet
 from tfopt.tflite.verify import compare, run_both
 from tfopt.tfmot import ExportTFLite as ExportOfTFMOT
 from tfopt.tfmot import on_tfmot
@@ -177,8 +178,10 @@ def quantize_after_training(work: Work, path: pathlib.Path) -> None:
         tfopt.export_tflite(model, temporary)
         made = quantizer.Quantizer(str(temporary), recipe.static_wi8_ai8())
         examples = read_examples(work.need_data(), input_specs(model), 300, "train", "calibration_data").inputs
-        rows = [{name: array[i : i + 1] for name, array in examples.items()} for i in range(300)]
-        result = made.quantize(made.calibrate({"serving_default": rows}), enable_progress_report=False)
+        count = len(next(iter(examples.values())))
+        rows = [{name: array[i : i + 1] for name, array in examples.items()} for i in range(count)]
+        with quiet():
+            result = made.quantize(made.calibrate({"serving_default": rows}), enable_progress_report=False)
         temporary.write_bytes(bytes(result.quantized_model))
 
 

@@ -137,7 +137,10 @@ def _counterpart(node: Node) -> Any:
         if key in _LEFT_OUT or key.endswith("_initializer"):
             continue
         if key not in arguments_of(theirs):
-            usual = value in (None, False, _default(type(operation), key)) or (key, value) == ("data_format", "channels_last")
+            usual = value in (None, False, _default(type(operation), key)) or (key, value) == (
+                "data_format",
+                "channels_last",
+            )
             require(usual, f"tf_keras's {kind} has no {key}={value!r}")
             continue
         config[key] = _plain(value)
