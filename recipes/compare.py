@@ -4,6 +4,7 @@
 
 The model is a trained one that `tfopt.load_model` reads, Keras 2 files included; the dataset is one of TFDS, or an .npz
 file with x and y. The workdir gets report.html, report.md, report.json and table.md; stopped, it goes on there.
+`--only_timing` measures latency, step time and memory again, for an idle machine, and trains nothing.
 """
 
 import pathlib

@@ -142,6 +142,7 @@ def test_what_tfmot_does_not_have_is_refused(stages, message):
         (tfmot.QuantizeAware(fit=tfopt.Fit(tfopt.train.Plateau())), "a number or a schedule"),
         (tfmot.Prune(0.5, schedule=tfopt.PolynomialDecay(0, 0.5, 0, 7, frequency=2)), "never at end_step=7"),
         (tfmot.Prune(0.5, 1, tfopt.PolynomialDecay(0, 0.5, 0, 700, frequency=2)), "only 8 steps are planned"),
+        (tfmot.Prune(pattern="2:4"), "groups of 4 among input channels, which conv/kernel"),
         (tfmot.Cluster(100_000), "no kernel .* has more weights"),
     ],
 )
@@ -273,13 +274,16 @@ def test_zeros_clusters_and_integers_end_in_a_file(trained, data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stage",
-    [tfmot.Prune(0.5, 2, pattern="2:4", fit=FIT), tfmot.Prune(layers={"hidden": 0.75}, epochs=2, fit=FIT)],
+    [
+        tfmot.Prune(epochs=2, layers=["hidden"], pattern="2:4", fit=FIT),
+        tfmot.Prune(layers={"hidden": 0.75}, epochs=2, fit=FIT),
+    ],
 )
 def test_pruning_is_the_same_again_and_what_was_asked_for(stage, trained, data, tmp_path):
     one, two = (tfopt.run([stage], tfopt.Work(trained, data, tmp_path / name)) for name in ("one", "two"))
     assert same_weights(one.model, two.model)
     hidden = keras.ops.convert_to_numpy(one.model.get_layer("hidden").kernel)
-    assert (hidden == 0).mean() == (0.75 if stage.layers else 0.5)
+    assert (hidden == 0).mean() == (0.5 if stage.pattern == "2:4" else 0.75)
     assert one.report.stages[0].history == two.report.stages[0].history
     theirs = tf_keras.saving.load_model(tmp_path / "one" / "01-Prune" / "tf_keras.h5", compile=False)
     np.testing.assert_array_equal(theirs.get_layer("hidden").kernel, hidden)

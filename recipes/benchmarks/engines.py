@@ -29,6 +29,7 @@ from tfopt.report import Report, StageEntry, describe_environment
 from tfopt.stage import Stage, Work
 from tfopt.tflite.examples import read_examples
 from tfopt.tflite.model import input_specs
+from tfopt.tflite.quiet import quiet
 from tfopt.tflite.verify import compare, run_both
 from tfopt.tfmot import ExportTFLite as ExportOfTFMOT
 from tfopt.tfmot import on_tfmot
@@ -127,11 +128,9 @@ class Contest:
         if engine == PEERS[2]:
             quantize_after_training(self.work, path)
         else:
-            model = self.work.need_model()
-            if engine == PEERS[1]:
-                tfopt.export_tflite(model, path, "int8", self.work.data)
-            else:
-                tfopt.export_tflite(model, path)
+            integers = engine == PEERS[1]
+            examples = self.work.data if integers else None
+            tfopt.export_tflite(self.work.need_model(), path, "int8" if integers else "none", examples)
         return self.work, path
 
     def _figures(self, work: Work, path: pathlib.Path) -> Row:
@@ -179,8 +178,10 @@ def quantize_after_training(work: Work, path: pathlib.Path) -> None:
         tfopt.export_tflite(model, temporary)
         made = quantizer.Quantizer(str(temporary), recipe.static_wi8_ai8())
         examples = read_examples(work.need_data(), input_specs(model), 300, "train", "calibration_data").inputs
-        rows = [{name: array[i : i + 1] for name, array in examples.items()} for i in range(300)]
-        result = made.quantize(made.calibrate({"serving_default": rows}), enable_progress_report=False)
+        count = len(next(iter(examples.values())))
+        rows = [{name: array[i : i + 1] for name, array in examples.items()} for i in range(count)]
+        with quiet():
+            result = made.quantize(made.calibrate({"serving_default": rows}), enable_progress_report=False)
         temporary.write_bytes(bytes(result.quantized_model))
 
 
@@ -330,31 +331,36 @@ _COLUMNS = (
 )
 
 
+_MEANS = ("accuracy", "parity", "sparsity", "unique_values", "bytes", "gzip_bytes")
+
+
 def merged(rows: Sequence[Row]) -> list[Row]:
     """One row for each model, technique and engine: means over the seeds, with the least and the largest accuracy."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
-    for each in rows:
-        groups.setdefault((each["model"], each["technique"], each["engine"]), []).append(each)
-    order = ["after training", *TECHNIQUES]
-    names = list(dict.fromkeys(each["model"] for each in rows))
-    engines = [*PEERS, *ENGINES]
+    for row in rows:
+        groups.setdefault((row["model"], row["technique"], row["engine"]), []).append(row)
+    order, engines = ["after training", *TECHNIQUES], [*PEERS, *ENGINES]
+    names = list(dict.fromkeys(row["model"] for row in rows))
     keys = sorted(groups, key=lambda key: (names.index(key[0]), order.index(key[1]), engines.index(key[2])))
-    found = []
-    for key in keys:
-        ran = [each for each in groups[key] if each["ran"]]
-        row: Row = {**dict(zip(("model", "technique", "engine"), key, strict=True)), "seeds": len(ran)}
-        row["error"] = next((each["error"] for each in groups[key] if not each["ran"]), "")
-        row["promises"] = next((each["promises"] for each in ran if each["promises"]), "")
-        for name in ("accuracy", "parity", "sparsity", "unique_values", "bytes", "gzip_bytes"):
-            values = [each[name] for each in ran if each.get(name) is not None]
-            row[name] = statistics.mean(values) if values else None
-        for name in ("median_ms", "step", "memory"):
-            values = [each[name] for each in ran if each.get(name) is not None]
-            row[name] = statistics.median(values) if values else None
-        accuracies = [each["accuracy"] for each in ran if each.get("accuracy") is not None]
-        row["range"] = (min(accuracies), max(accuracies)) if accuracies else None
-        found.append(row)
-    return found
+    return [dict(zip(("model", "technique", "engine"), key, strict=True)) | _mean(groups[key]) for key in keys]
+
+
+def _mean(group: Sequence[Row]) -> Row:
+    """What the rows of all seeds say together."""
+    ran = [row for row in group if row["ran"]]
+
+    def of(name: str, mean: Any) -> Any:
+        values = [row[name] for row in ran if row.get(name) is not None]
+        return mean(values) if values else None
+
+    return {
+        "seeds": len(ran),
+        "error": next((row["error"] for row in group if not row["ran"]), ""),
+        "promises": next((row["promises"] for row in ran if row["promises"]), ""),
+        **{name: of(name, statistics.mean) for name in _MEANS},
+        **{name: of(name, statistics.median) for name in ("median_ms", "step", "memory")},
+        "range": of("accuracy", lambda values: (min(values), max(values))),
+    }
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -404,24 +410,31 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         if row["promises"]:
             found.append(f"{where}: {row['promises']}")
     pairs = {(row["model"], row["technique"], row["engine"]): row for row in table if row["seeds"]}
-    for (model, technique, engine), row in pairs.items():
-        other = pairs.get((model, technique, "TFMOT"))
-        if engine != "tfopt" or other is None:
-            continue
-        for name, what, better in (
-            ("accuracy", "accuracy", 1),
-            ("parity", "parity", 1),
-            ("sparsity", "zeros", 1),
-            ("unique_values", "different values", -1),
-            ("gzip_bytes", "bytes after gzip", -1),
-            ("median_ms", "latency", -1),
-            ("step", "step time", -1),
-            ("memory", "memory", -1),
-        ):
-            ours, theirs = row[name], other[name]
-            if ours is not None and theirs is not None and better * (theirs - ours) > 0:
-                found.append(f"{model}, {technique}: TFMOT is ahead in {what}, {theirs:.5g} for {ours:.5g}")
+    for (model, technique, engine), ours in pairs.items():
+        theirs = pairs.get((model, technique, "TFMOT"))
+        if engine == "tfopt" and theirs is not None:
+            found += [f"{model}, {technique}: {each}" for each in _behind(technique, ours, theirs)]
     return found
+
+
+def _behind(technique: str, ours: Row, theirs: Row) -> Iterator[str]:
+    """In what TFMOT is ahead; figures that a technique does not aim at are left out."""
+    zeros, values = "Prune" in TECHNIQUES[technique], technique in ("CQAT", "PCQAT")
+    aims = [
+        ("accuracy", "accuracy", 1),
+        ("parity", "parity", 1),
+        *([("sparsity", "zeros", 1)] if zeros else []),
+        *([("unique_values", "different values", -1)] if values else []),
+        ("bytes", "bytes", -1),
+        ("gzip_bytes", "bytes after gzip", -1),
+        ("median_ms", "latency", -1),
+        ("step", "step time", -1),
+        ("memory", "memory", -1),
+    ]
+    for name, what, better in aims:
+        mine, other = ours[name], theirs[name]
+        if mine is not None and other is not None and better * (other - mine) > 0:
+            yield f"TFMOT is ahead in {what}, {other:.5g} for {mine:.5g}"
 
 
 def markdown(rows: Sequence[Row], title: str, notes: Sequence[str]) -> str:

@@ -10,8 +10,7 @@ def time_in_turns(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dic
     """Seconds of each variant's call by turn, in an order that turns round; one more first turn is not counted."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
-        names = list(variants)
-        for name in names if turn % 2 else reversed(names):
+        for name in list(variants) if turn % 2 else list(variants)[::-1]:
             started = time.perf_counter()
             variants[name]()
             if turn:

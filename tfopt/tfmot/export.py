@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import tempfile
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class ExportTFLite(Native):
             calibrates = held is None and quantization in INTEGER_IO
             if calibrates:
                 examples = read_examples(data, specs, self.calibration_examples, "train", "calibration_data")
-                np.savez(arrays, allow_pickle=False, **examples.inputs)
+                np.savez(arrays, **cast(Any, examples.inputs))
             job = {
                 "model": str(file),
                 "weights": None if held is None else str(weights),

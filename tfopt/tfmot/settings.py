@@ -101,9 +101,11 @@ def _plain(value: Any, module: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each, module) for each in value]
     name = getattr(value, "__name__", type(value).__name__)
-    theirs = getattr(module, name, None)
-    if theirs is None or not (callable(value) or hasattr(value, "get_config")):
-        raise ValueError(f"tf_keras has no {name}: compile the model with a loss and metrics that both have")
+    theirs: Any = getattr(module, name, None)
+    require(
+        theirs is not None and (callable(value) or hasattr(value, "get_config")),
+        f"tf_keras has no {name}: compile the model with a loss and metrics that both have",
+    )
     if inspect.isfunction(value):
         return name
     accepted, config = arguments_of(theirs), value.get_config()

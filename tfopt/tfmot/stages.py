@@ -102,7 +102,7 @@ class Prune(OnTFMOT):
       schedule: a `PolynomialDecay` or `ConstantSparsity`, of tfopt or TFMOT; None: as of `tfopt.Prune`.
       layers: as of `tfopt.Prune`.
       fit: how to train; without what tf_keras does not have, such as mixed precision here.
-      pattern: "unstructured", or "N:M"; blocks only of dense layers.
+      pattern: "unstructured"; "N:M" where M divides the input channels; blocks only of dense layers.
       criterion: "magnitude". TFMOT ranks the weights of each layer by themselves: "global_magnitude" is taken for the
         same, so that a recipe runs on both engines, and the report says so.
 
@@ -187,6 +187,12 @@ class Prune(OnTFMOT):
         pattern, options = Pattern(self.pattern), {}
         if pattern.ratio is not None:
             kept, group = pattern.ratio
+            odd = [each.path for each in variables if each.shape[-2] % group]
+            require(
+                not odd,
+                f"TFMOT takes its groups of {group} among input channels, which {', '.join(odd)} do not fill: name the "
+                f"layers to prune in layers=, or use tfopt.Prune(pattern={self.pattern!r})",
+            )
             options = {"sparsity_m_by_n": (group - kept, group)}
         elif pattern.block is not None:
             options = {"block_size": pattern.block}

@@ -128,9 +128,8 @@ def _counterpart(node: Node) -> Any:
             return getattr(tf_keras.layers, kind)(name=name)
         require(kind in _ACTIVATIONS, f"tf_keras has no layer for the operator {kind}")
         return tf_keras.layers.ReLU(**_ACTIVATIONS[kind], name=name)
-    theirs = getattr(tf_keras.layers, kind, None)
-    if theirs is None or not type(operation).__module__.startswith("keras."):
-        raise ValueError(f"tf_keras has no layer {kind}")
+    theirs: Any = getattr(tf_keras.layers, kind, None)
+    require(theirs is not None and type(operation).__module__.startswith("keras."), f"tf_keras has no layer {kind}")
     require(operation.compute_dtype == "float32", f"it computes in {operation.compute_dtype}, not in float32")
     config = {}
     for key, value in operation.get_config().items():
@@ -138,7 +137,10 @@ def _counterpart(node: Node) -> Any:
         if key in _LEFT_OUT or key.endswith("_initializer"):
             continue
         if key not in arguments_of(theirs):
-            usual = value in (None, _default(type(operation), key)) or (key, value) == ("data_format", "channels_last")
+            usual = value in (None, False, _default(type(operation), key)) or (key, value) == (
+                "data_format",
+                "channels_last",
+            )
             require(usual, f"tf_keras's {kind} has no {key}={value!r}")
             continue
         config[key] = _plain(value)
