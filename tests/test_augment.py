@@ -117,9 +117,10 @@ def test_graphs_draw_the_same_numbers():
         np.testing.assert_array_equal(tf.stack(each), tf.stack(alone))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("wide", [7, 8, 22, 23, 40, 263, 300])
-def test_windows_are_where_their_seeds_say(wide):
-    x, seeds = np.random.default_rng(0).integers(0, 256, (30, 9, wide, 3)).astype("uint8"), np.arange(30)
+def test_windows_are_where_their_seeds_say(wide, dtype):
+    x, seeds = np.random.default_rng(0).integers(0, 256, (30, 9, wide, 3)).astype(dtype), np.arange(30)
     made = augment.Crop(6, 7)(x, seeds)
     assert made.shape == (30, 6, 7, 3)
     top, left = integers(seeds, 0, 4).numpy(), integers(seeds, 1, wide - 6).numpy()
@@ -128,9 +129,24 @@ def test_windows_are_where_their_seeds_say(wide):
         assert np.array_equal(made[number], x[number, row : row + 6, column : column + 7])
     of_unknown_size = tf.function(
         augment.Crop(6, 7),
-        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8), tf.TensorSpec((None,), tf.int64)],
+        input_signature=[tf.TensorSpec((None, None, None, 3), dtype), tf.TensorSpec((None,), tf.int64)],
     )
     assert np.array_equal(of_unknown_size(x, seeds), made)
+
+
+@pytest.mark.parametrize("operation", [augment.Crop(5, 6), augment.PadCrop(4), augment.PadCrop(3, "reflect")], ids=repr)
+def test_windows_have_gradients_and_both_types_the_same(operation):
+    x, seeds = np.random.default_rng(0).integers(1, 256, (9, 12, 10, 3)).astype("float32"), np.arange(9)
+    with tf.GradientTape() as tape:
+        images = tf.constant(x)
+        tape.watch(images)
+        made = operation(images, seeds)
+        square = tf.reduce_sum(made**2) / 2
+    assert np.array_equal(made, operation(x.astype("uint8"), seeds))
+    # Each pixel's own value as often as it is in the window.
+    counts = tape.gradient(square, images) / x
+    assert np.array_equal(counts, np.round(counts))
+    assert np.sum(counts * x) == np.sum(made)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.7])
