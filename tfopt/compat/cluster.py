@@ -5,12 +5,11 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from tfopt.cluster.callback import check_method
-from tfopt.cluster.centroids import Initialization, first_centroids, nearest
 from tfopt.compat.rebuild import copy_layer, layers_of, rebuild, require_graph
+from tfopt.compat.together import Together, cluster
 from tfopt.compat.wrapper import LayerWrapper
 from tfopt.config import require
 from tfopt.invariants import add_constraints
@@ -27,8 +26,9 @@ class CentroidInitialization(enum.StrEnum):
     KMEANS_PLUS_PLUS = "CentroidInitialization.KMEANS_PLUS_PLUS"
 
 
-_INITIALIZATIONS: dict[CentroidInitialization, Initialization] = {
+_INITIALIZATIONS = {
     CentroidInitialization.LINEAR: "linear",
+    CentroidInitialization.RANDOM: "random",
     CentroidInitialization.DENSITY_BASED: "density",
     CentroidInitialization.KMEANS_PLUS_PLUS: "kmeans++",
 }
@@ -51,9 +51,9 @@ class ClusterableLayer:
 class ClusterWeights(LayerWrapper):
     """A layer whose kernels have few different values, which go on learning; made by `cluster_weights`.
 
-    Weights are clustered when the layer is built. From then on the weights of a cluster move together, by the mean of
-    what each step moves them: constraints on the variables, in any kind of training. To which cluster each weight
-    belongs is saved with the model.
+    Weights are clustered when the layer is built. From then on constraints on the variables keep them so in any kind of
+    training, as `Together` says. To which cluster each weight belongs, and where it would be without, is saved with the
+    model.
     """
 
     prefix = "cluster"
@@ -68,7 +68,7 @@ class ClusterWeights(LayerWrapper):
         **kwargs: Any,
     ) -> None:
         kind = _kind(cluster_centroids_init)
-        check_method(number_of_clusters, _INITIALIZATIONS.get(kind, "linear"), 0)
+        check_method(number_of_clusters, "linear", 0)
         super().__init__(layer, **kwargs)
         self.number_of_clusters, self.cluster_centroids_init = number_of_clusters, kind
         self.preserve_sparsity, self.cluster_per_channel = preserve_sparsity, cluster_per_channel
@@ -83,7 +83,7 @@ class ClusterWeights(LayerWrapper):
             "first, and cluster that",
         )
         per_channel = self.cluster_per_channel and isinstance(self.layer, keras.layers.Conv2D)
-        for variable in self.clusterable_variables():
+        for index, variable in enumerate(self.clusterable_variables()):
             values = keras.ops.convert_to_numpy(variable)
             size = values.size // values.shape[-1] if per_channel else values.size
             if size <= self.number_of_clusters:
@@ -94,21 +94,35 @@ class ClusterWeights(LayerWrapper):
                     " a channel" if per_channel else "",
                 )
                 continue
-            clustered, members = cluster(
-                values, self.number_of_clusters, self.cluster_centroids_init, per_channel, self.preserve_sparsity
+            initialization = _INITIALIZATIONS[self.cluster_centroids_init]
+            centroids, members = cluster(
+                values, self.number_of_clusters, initialization, per_channel, self.preserve_sparsity
             )
-            indices = self.add_weight(
-                name=f"{variable.name}_pulling_indices",
-                shape=variable.shape,
-                dtype="int32",
-                initializer="zeros",
-                trainable=False,
-                aggregation="only_first_replica",
+            together = Together(
+                *(
+                    self._add_state(f"{name}_{index}", value)
+                    for name, value in (
+                        ("pulling_indices", members),
+                        ("original_weights", values.astype("float32")),
+                        ("cluster_centroids", centroids),
+                    )
+                )
             )
-            indices.assign(members)
-            variable.assign(clustered)
-            clusters = 1 + self.number_of_clusters * (values.shape[-1] if per_channel else 1)
-            add_constraints(variable, [Together(indices, clusters)])
+            variable.assign(together.shared())
+            add_constraints(variable, [together])
+
+    def _add_state(self, name: str, value: np.ndarray) -> keras.Variable:
+        # Each replica has its own: constraints run for each of them, where a mirrored variable could not be assigned.
+        state = keras.Variable(
+            value,
+            dtype=value.dtype.name,
+            trainable=False,
+            name=name,
+            aggregation="only_first_replica",
+            synchronization="on_read",
+        )
+        setattr(self, name, state)
+        return state
 
     def clusterable_variables(self) -> list[keras.Variable]:
         """The variables that are clustered: what the layer names, else the kernels that are trainable."""
@@ -121,68 +135,6 @@ class ClusterWeights(LayerWrapper):
         names = ("number_of_clusters", "preserve_sparsity", "cluster_per_channel")
         own = {name: getattr(self, name) for name in names}
         return {**super().get_config(), **own, "cluster_centroids_init": str(self.cluster_centroids_init)}
-
-
-class Together:
-    """A constraint that gives the weights of each cluster their mean, and those of cluster 0 the value 0.
-
-    Args:
-      indices: the cluster of each weight; of the variable's shape.
-      count: of clusters, with number 0.
-    """
-
-    def __init__(self, indices: keras.Variable, count: int) -> None:
-        self.indices, self.count = indices, count
-
-    def __call__(self, value: Any) -> tf.Tensor:
-        """The value with the mean of each cluster in its places."""
-        value = tf.convert_to_tensor(value)
-        members = tf.reshape(tf.convert_to_tensor(self.indices), (-1,))
-        # In float32: the mean of many numbers of 16 bits is not one of them.
-        flat = tf.cast(tf.reshape(value, (-1,)), tf.float32)
-        means = tf.math.unsorted_segment_mean(flat, members, self.count)
-        kept = tf.where(members > 0, tf.gather(means, members), 0.0)
-        return tf.cast(tf.reshape(kept, value.shape), value.dtype)
-
-
-def cluster(
-    values: np.ndarray, count: int, initialization: CentroidInitialization, per_channel: bool, keep_zeros: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Clustered weights, and the cluster of each.
-
-    Args:
-      values: weights.
-      count: of clusters.
-      initialization: of the centroids.
-      per_channel: whether each slice along the last axis has clusters of its own.
-      keep_zeros: whether weights that are zero stay zero; they are one of the clusters then.
-
-    Returns:
-      Weights of the same shape and type, and numbers from 1; 0 for zeros that are kept.
-
-    >>> clustered, members = cluster(np.array([0.0, 1.0, 1.2, 5.0]), 3, CentroidInitialization.LINEAR, False, True)
-    >>> clustered.round(2).tolist(), members.tolist()
-    ([0.0, 1.0, 1.0, 5.0], [0, 1, 1, 2])
-    """
-    rows = values.reshape(-1, values.shape[-1]).T if per_channel else values.reshape(1, -1)
-    clustered, members = np.zeros(rows.shape), np.zeros(rows.shape, "int32")
-    for row, weights in enumerate(rows.astype("float64")):
-        alive = (weights != 0) | (not keep_zeros)
-        if not alive.any():
-            continue
-        centroids = _centroids(weights[alive], count - bool((~alive).any()), initialization)
-        chosen = nearest(weights[alive], centroids)
-        clustered[row, alive], members[row, alive] = centroids[chosen], 1 + row * count + chosen
-    if per_channel:
-        clustered, members = clustered.T, members.T
-    return clustered.reshape(values.shape).astype(values.dtype), members.reshape(values.shape)
-
-
-def _centroids(weights: np.ndarray, count: int, initialization: CentroidInitialization) -> np.ndarray:
-    if initialization in _INITIALIZATIONS:
-        return first_centroids(weights, count, _INITIALIZATIONS[initialization])
-    drawn = np.random.default_rng(0).uniform(weights.min(), weights.max(), count)
-    return np.sort(drawn).astype("float32")
 
 
 def cluster_weights(
