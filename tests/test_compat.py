@@ -302,6 +302,34 @@ def test_masks_hold_at_every_step_and_a_checkpoint_within_an_epoch_goes_on(steps
     assert int(again.layers[0].pruning_step.numpy()) == 24
 
 
+def own_class_with(layer):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = layer
+
+        def call(self, inputs):
+            return self.inner(inputs)
+
+    return Own()
+
+
+@pytest.mark.parametrize("make", [lambda layer: keras.Sequential([layer]), own_class_with])
+def test_models_that_are_not_built_say_so_and_train_once_they_are(make):
+    for wrapper, callbacks in (
+        (sparsity.prune_low_magnitude(keras.layers.Dense(4)), [sparsity.UpdatePruningStep()]),
+        (clustering.cluster_weights(keras.layers.Dense(4), 2), []),
+    ):
+        model = make(wrapper)
+        with pytest.raises(ValueError, match="no weights yet that could be (pruned|clustered): begin the model with"):
+            fitted(model, callbacks)
+        model = make(type(wrapper).from_config(wrapper.get_config()))
+        model(X)
+        fitted(model, callbacks)
+        kernel = np.asarray(model.layers[0].layer.kernel)
+        assert (kernel == 0).mean() == 0.5 if callbacks else len(np.unique(kernel)) == 2
+
+
 def test_single_layers_lists_and_what_is_wrapped_already():
     layers = [keras.layers.Dense(4), keras.layers.Dense(4)]
     made = sparsity.prune_low_magnitude(layers)

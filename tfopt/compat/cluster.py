@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 from tfopt.cluster.callback import check_method
@@ -76,6 +77,11 @@ class ClusterWeights(LayerWrapper):
 
     def build(self, input_shape: Any = None) -> None:
         """Builds the layer, and clusters its weights."""
+        require(
+            not tf.inside_function(),
+            f"{self.layer.name!r} has no weights yet that could be clustered: begin the model with keras.Input(shape), "
+            "or call it on a batch, or model.build(input_shape), before it is trained",
+        )
         super().build(input_shape)
         require(
             self.layer.built,

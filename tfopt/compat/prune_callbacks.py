@@ -41,7 +41,14 @@ class UpdatePruningStep(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Attaches the masks."""
-        found = [layer for layer in layers_of(self.model, PruneLowMagnitude) if layer.prunable_variables()]
+        wrapped = layers_of(self.model, PruneLowMagnitude)
+        unbuilt = [layer.name for layer in wrapped if not layer.built]
+        require(
+            not unbuilt,
+            f"{', '.join(unbuilt)} of the model {self.model.name!r} have no weights yet that could be pruned: begin the "
+            "model with keras.Input(shape), or call it on a batch, or model.build(input_shape), before it is trained",
+        )
+        found = [layer for layer in wrapped if layer.prunable_variables()]
         require(
             bool(found),
             f"the model {self.model.name!r} has nothing to prune: wrap it, or layers of it that have trainable "
