@@ -98,6 +98,22 @@ def test_flags_are_checked(program, capsys):
 
 
 @pytest.mark.slow
+def test_what_tf_keras_does_not_have_is_timed_on_tfopt_alone(data, tmp_path):
+    """It ended the whole comparison, after all trainings."""
+    inputs = keras.Input((8, 8, 2))
+    x = keras.layers.RMSNormalization()(keras.layers.Flatten()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    contest = Contest(tfopt.Work(model, data), tmp_path, "own", engines.Budget())
+    found = engines.time_steps(contest, ["pruning"], engines.Timing(steps=1, rounds=1, memory=False))
+    assert set(found) == {"float/tfopt", "pruning/tfopt"}
+
+
+def test_a_log_has_the_figures_in_full(tmp_path, capsys):
+    engines.publish([row(gzip_bytes=1_234_567)], tmp_path, "wide", [])
+    assert "1,234,567" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_users_model_is_compared_and_the_comparison_goes_on(trained, tmp_path, capsys):
     trained.save(tmp_path / "mine.keras")
     x, y = blobs()

@@ -472,6 +472,9 @@ def publish(rows: Sequence[Row], folder: pathlib.Path, name: str, notes: Sequenc
     """Prints the table and the remarks, and writes report.html, .json and .md, and the table as table.md."""
     notes = [*notes, COLUMNS_EXPLAINED]
     console = rich.console.Console()
+    if not console.is_terminal:
+        # A log has no width; 80 columns would leave nothing of the figures.
+        console = rich.console.Console(width=180)
     console.print(rich_table(rows, name))
     for each in [*notes, *remarks(rows)]:
         console.print(f"- {each}", highlight=False)
