@@ -1,4 +1,4 @@
-"""Images, models and measures of TFMOT's tutorials, for the tests of tfopt.compat."""
+"""Images, models and measures for the tests of tfopt.compat."""
 
 import gzip
 import os
@@ -8,10 +8,15 @@ import keras
 import numpy as np
 import pytest
 import sklearn.datasets
+import tensorflow as tf
 
+import tfopt
 from tfopt.tflite.run import predict_tflite
 
+COMPILED = {"optimizer": "sgd", "loss": "sparse_categorical_crossentropy", "jit_compile": False}
+MSE = {"optimizer": "sgd", "loss": "mse", "jit_compile": False}
 LOSS = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "metrics": ["accuracy"]}
+X, Y = np.random.default_rng(0).normal(size=(20, 8)), np.ones((20, 4))
 
 
 def images(name):
@@ -74,3 +79,29 @@ def zipped(path):
 def accuracy(path, x, y):
     """The accuracy of a .tflite file."""
     return float((predict_tflite(path, x).argmax(-1) == y).mean())
+
+
+def names(model):
+    return [layer.name for layer in model.layers]
+
+
+def convert(model, path, quantize=True, examples=None):
+    """The tutorials' conversion; gives what is in the file."""
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if quantize:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if examples is not None:
+        converter.representative_dataset = lambda: ([each[None]] for each in examples)
+    path.write_bytes(converter.convert())
+    return tfopt.measure_tflite(path)
+
+
+def dense_net():
+    layers = [keras.layers.Dense(8, name="hidden"), keras.layers.Dense(4, name="out")]
+    return keras.Sequential([keras.Input((8,)), *layers])
+
+
+def fitted(model, callbacks=()):
+    model.compile(**MSE)
+    model.fit(X, Y, verbose=0, callbacks=list(callbacks))
+    return model

@@ -45,8 +45,8 @@ class UpdatePruningStep(keras.callbacks.Callback):
         unbuilt = [layer.name for layer in wrapped if not layer.built]
         require(
             not unbuilt,
-            f"{', '.join(unbuilt)} of the model {self.model.name!r} have no weights yet that could be pruned: begin the "
-            "model with keras.Input(shape), or call it on a batch, or model.build(input_shape), before it is trained",
+            f"{', '.join(unbuilt)} of the model {self.model.name!r} have no weights yet that could be pruned: begin "
+            "the model with keras.Input(shape), or call it on a batch, or model.build(input_shape), before training",
         )
         found = [layer for layer in wrapped if layer.prunable_variables()]
         require(

@@ -12,8 +12,8 @@ from tfopt.cluster.centroids import first_centroids, nearest
 class Together:
     """A constraint that gives the weights of each cluster one value, which goes on learning.
 
-    What the optimizer moves a weight it also moves in `free`, where each weight goes its own way; the value of a cluster
-    moves by the mean of its weights' moves. After it each weight is put to the value that is nearest to it in `free`.
+    What the optimizer moves a weight it also moves in `free`, where each weight goes its own way; the value of a
+    cluster moves by the mean of its weights' moves. Then each weight takes the value that is nearest to it in `free`.
 
     Args:
       members: of the variable's shape; 0: the weight stays zero; else 1 + the number of its cluster.
