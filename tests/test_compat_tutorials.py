@@ -189,9 +189,11 @@ def test_cluster_preserving_quantization(data, trained, tmp_path):
     without, kept = convert(plain, tmp_path / "qat.tflite"), convert(aware, tmp_path / "cqat.tflite")
     # The convolution's kernel has a scale for each channel; as a whole it has no more integers than its channels have.
     assert [tensor.unique_values for tensor in kept.tensors if len(tensor.shape) == 2] == [8]
-    # 8 values are 3 bits in place of 7 to 8 of the 20,280 weights of the dense layer, beside 2.5 kB that stay: 0.57 of
-    # plain QAT's 18 kB, which gzip comes within a tenth of. TFMOT 0.8.1 has 0.61 on the digits.
-    assert kept.gzip_bytes < 0.64 * without.gzip_bytes
+    # The tutorial promises a smaller file, and 8 values are 3 bits for each of the 20,280 weights of the dense layer;
+    # what gzip saves of the rest of the file pays for what it wastes on them.
+    size = sum(tensor.bytes for tensor in kept.tensors if len(tensor.shape) == 2)
+    assert kept.gzip_bytes < kept.bytes - size + size * 3 / 8
+    assert kept.gzip_bytes < without.gzip_bytes
     reached = accuracy(tmp_path / "cqat.tflite", x_test, y_test)
     assert reached == pytest.approx(aware.evaluate(x_test, y_test, verbose=0)[1], abs=0.01)
     assert reached > baseline - 0.03
