@@ -82,7 +82,6 @@ FIGURES = {
         "failed": (0, 0),
         "wrong": (0, 0),
         "faults_after_kill": (0, 0),
-        "half_load_served": (0.5, 1.5),
     },
 }
 

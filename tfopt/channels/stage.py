@@ -20,7 +20,7 @@ from tfopt.distill.accuracy import teacher_notes
 from tfopt.order import require_order
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit
-from tfopt.train.loop import train
+from tfopt.train.loop import train_in
 from tfopt.train.rates import Cosine
 from tfopt.train.stage import validate_training
 from tfopt.train.task import task_of
@@ -99,17 +99,7 @@ class PruneChannels(Stage):
             smaller, kept = apply_plan(model, part)
             promises = tuple(each.follow({old: new for old, (new, _) in kept.items()}) for each in promises)
             task.compile(smaller, jit_compile=False)
-            model, curves = train(
-                smaller,
-                data,
-                self.epochs,
-                self.fit,
-                folder=self.partial_folder(work) / str(number),
-                label=f"{self.name}-{number}",
-                keep=promises,
-                strategy=work.strategy,
-                entered=work.snapshots[-1][1],
-            )
+            model, curves = train_in(self, work, self.epochs, self.fit, model=smaller, keep=promises, part=str(number))
             for key, values in curves.items():
                 history.setdefault(key, []).extend(values)
             plans.append(part)

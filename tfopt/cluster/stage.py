@@ -14,7 +14,7 @@ from tfopt.distill.accuracy import teacher_notes
 from tfopt.order import require_order
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit
-from tfopt.train.loop import train
+from tfopt.train.loop import train_in
 from tfopt.train.rates import Cosine
 from tfopt.train.stage import validate_training
 from tfopt.variables import LayerSelection
@@ -70,18 +70,7 @@ class Cluster(Stage):
         callback = ClusteringCallback(
             self.number_of_clusters, self.initialization, self.per_channel, self.layers, self.refresh
         )
-        model, history = train(
-            work.need_model(),
-            work.need_data(),
-            self.epochs,
-            self.fit,
-            folder=self.partial_folder(work),
-            label=self.name,
-            keep=work.invariants,
-            strategy=work.strategy,
-            callbacks=[callback],
-            entered=work.snapshots[-1][1],
-        )
+        model, history = train_in(self, work, self.epochs, self.fit, callbacks=[callback])
         variables, skipped = self._variables(model)
         promise = Clustered({each.path: len(np.unique(each)) for each in variables})
         after = work.replace(model=model, invariants=(*work.invariants, promise), trained=True)

@@ -11,7 +11,7 @@ from tfopt.distill.accuracy import teacher_notes
 from tfopt.distill.teaching import HasTeacher, Teaching
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit
-from tfopt.train.loop import train
+from tfopt.train.loop import train_in
 from tfopt.train.stage import validate_training
 
 
@@ -60,17 +60,7 @@ class Distill(HasTeacher, Stage):
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Trains."""
         fit = self._fit()
-        model, history = train(
-            work.need_model(),
-            work.need_data(),
-            self.epochs,
-            fit,
-            folder=self.partial_folder(work),
-            label=self.name,
-            keep=work.invariants,
-            strategy=work.strategy,
-            entered=work.snapshots[-1][1],
-        )
+        model, history = train_in(self, work, self.epochs, fit)
         changed = [layer.name for layer in model.layers if layer.trainable_variables]
         notes = teacher_notes(work, fit, model)
         return Outcome(work.replace(model=model, trained=True), changed=changed, history=history, notes=notes)

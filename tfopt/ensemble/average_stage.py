@@ -15,7 +15,7 @@ from tfopt.ensemble.members import same
 from tfopt.quantize.frozen import is_quantized
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit
-from tfopt.train.loop import train
+from tfopt.train.loop import train_in
 from tfopt.train.stage import validate_training
 from tfopt.train.statistics import recalibrate
 
@@ -83,18 +83,7 @@ class AverageWeights(Stage):
         begin, frequency = self._when(work)
         # The statistics come at the end, on one device.
         averaging = AveragingCallback(self.decay, begin, frequency, data=False)
-        model, history = train(
-            work.need_model(),
-            work.need_data(),
-            self.epochs,
-            self.fit,
-            folder=self.partial_folder(work),
-            label=self.name,
-            keep=work.invariants,
-            strategy=work.strategy,
-            callbacks=[averaging],
-            entered=work.snapshots[-1][1],
-        )
+        model, history = train_in(self, work, self.epochs, self.fit, callbacks=[averaging])
         last = same(model)
         for variable, value in zip(last.trainable_variables, averaging.last_weights, strict=True):
             variable.assign(value)

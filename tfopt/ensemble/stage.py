@@ -23,7 +23,7 @@ from tfopt.invariants import Invariant
 from tfopt.quantize.frozen import is_quantized
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit
-from tfopt.train.loop import train
+from tfopt.train.loop import train_in
 from tfopt.train.stage import validate_training
 from tfopt.train.task import task_of
 from tfopt.variables import all_layers
@@ -198,17 +198,7 @@ class Ensemble(Stage):
         return self._train_one(members, number, work, None, (), fold, data)
 
     def _fit(self, model: keras.Model, data: Any, work: Work, part: str) -> tuple[keras.Model, Mapping[str, Any]]:
-        return train(
-            model,
-            data,
-            self.epochs,
-            self.fit,
-            folder=self.partial_folder(work) / part,
-            label=f"{self.name}-{part}",
-            keep=work.invariants,
-            strategy=work.strategy,
-            entered=work.snapshots[-1][1] if work.snapshots else None,
-        )
+        return train_in(self, work, self.epochs, self.fit, model=model, data=data, part=part)
 
     def _weights(self, work: Work, members: Sequence[keras.Model], notes: list[str]) -> list[float] | None:
         """What stacking finds each member to be worth."""

@@ -14,7 +14,7 @@ from tfopt.distill.teaching import Teaching
 from tfopt.ensemble.costs import cost_of
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit
-from tfopt.train.loop import train
+from tfopt.train.loop import train_in
 from tfopt.train.stage import Build, validate_training
 
 
@@ -75,16 +75,7 @@ class DistillInto(Stage):
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Builds and trains the student."""
         fit = self._fit()
-        model, history = train(
-            self._student(work),
-            work.need_data(),
-            self.epochs,
-            fit,
-            folder=self.partial_folder(work),
-            label=self.name,
-            strategy=work.strategy,
-            entered=work.snapshots[-1][1],
-        )
+        model, history = train_in(self, work, self.epochs, fit, model=self._student(work), keep=())
         # What was before the stage is the teacher; the student was not there.
         notes = teacher_notes(work.replace(trained=False), fit, model)
         teacher, student = cost_of(work.need_model()), cost_of(model)

@@ -19,7 +19,7 @@ from tfopt.prune.targets import Targets, find_targets
 from tfopt.schedules import PolynomialDecay, check_plan, last_update
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit
-from tfopt.train.loop import train
+from tfopt.train.loop import train_in
 from tfopt.train.stage import validate_training
 
 # What TFMOT's users know: little is lost at it, by most networks.
@@ -102,18 +102,7 @@ class Prune(Stage):
         data = work.need_data()
         schedule = self.schedule_over(self.epochs * data.steps_per_epoch)
         callback = PruningCallback(schedule, self.pattern, self.layers, self.criterion)
-        model, history = train(
-            work.need_model(),
-            data,
-            self.epochs,
-            self.fit,
-            folder=self.partial_folder(work),
-            label=self.name,
-            keep=work.invariants,
-            strategy=work.strategy,
-            callbacks=[callback],
-            entered=work.snapshots[-1][1],
-        )
+        model, history = train_in(self, work, self.epochs, self.fit, callbacks=[callback])
         # Which layers' zeros add up to a global sparsity shows only now.
         promise = self._promise(model, reached=True)
         after = work.replace(model=model, invariants=(*work.invariants, promise), trained=True)

@@ -15,7 +15,7 @@ from tfopt.quantize.island import float_islands
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit
 from tfopt.train.layer_rates import layer_factors
-from tfopt.train.loop import train
+from tfopt.train.loop import train_in
 from tfopt.train.rates import Cosine
 from tfopt.train.stage import validate_training
 from tfopt.train.task import task_of
@@ -85,17 +85,14 @@ class QuantizeAware(Stage):
         # Whole epochs: so the same step begins it whatever steps_per_execution is.
         fixed = min(math.ceil(self.freeze * self.epochs), self.epochs - 1)
         callbacks = [FreezeRanges((self.epochs - fixed) * data.steps_per_epoch)] if fixed else []
-        aware, history = train(
-            aware,
-            data,
+        aware, history = train_in(
+            self,
+            work,
             self.epochs,
             dataclasses.replace(self.fit, precision="float32"),
-            folder=self.partial_folder(work),
-            label=self.name,
+            model=aware,
             keep=ready.invariants,
-            strategy=work.strategy,
             callbacks=callbacks,
-            entered=work.snapshots[-1][1],
         )
         islands = float_islands(aware)
         skipped = [{"layer": name, "reason": reason} for name, reason in islands.items()]

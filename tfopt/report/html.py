@@ -53,9 +53,18 @@ def render(report: Report) -> str:
         *(_section(f"The file ({name})", _artefact(each)) for name, each in report.artefacts.items()),
         _section("Environment", _pairs(report.environment)),
     ]
+    return page(f"{report.recipe} | tfopt report", *sections)
+
+
+def page(title: str, *sections: Markup | None) -> str:
+    """A whole page in the style of the reports, which loads nothing from elsewhere.
+
+    Args:
+      title: of the browser's window.
+      sections: elements, one below the other; None is left out.
+    """
     style = importlib.resources.files("tfopt.report").joinpath("style.css").read_text(encoding="utf-8")
-    body = "\n".join(section for section in sections if section)
-    return _PAGE.format(title=join(f"{report.recipe} | tfopt report"), style=style, body=body)
+    return _PAGE.format(title=join(title), style=style, body="\n".join(each for each in sections if each))
 
 
 def fragment(report: Report) -> str:

@@ -20,6 +20,7 @@ from tfopt.tflite.examples import Examples, read_examples
 from tfopt.tflite.flatbuffer import FlatBuffer, Graph, Operator, parse_tflite
 from tfopt.tflite.metadata import add_metadata
 from tfopt.tflite.model import call_named, float32_model, input_specs, static_batch
+from tfopt.tflite.names import shorten_names
 from tfopt.tflite.quantizer import quantize_marked
 from tfopt.tflite.quiet import quiet
 from tfopt.tflite.run import check_runs
@@ -106,6 +107,7 @@ def export_tflite(
                 break
     content = _in_order(content, file, [spec.name for spec in input_specs(model)], outputs)
     check_promise(file, quantization, float_io, allow_flex)
+    content = shorten_names(content)
     if metadata:
         content = add_metadata(content, metadata)
     with atomic_path(path) as temporary:

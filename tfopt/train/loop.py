@@ -12,6 +12,7 @@ from tfopt.data import Data
 from tfopt.distill.teaching import SameTeacher
 from tfopt.invariants import Invariant, keeping
 from tfopt.progress import current_bar
+from tfopt.stage import Stage, Work
 from tfopt.train.callbacks import Advance, Checkpoint, NanGuard, StopEarly
 from tfopt.train.fit import Fit
 from tfopt.train.layer_rates import layer_factors, with_factors
@@ -25,6 +26,46 @@ from tfopt.train.task import build_state, task_of
 from tfopt.train.watch import epoch_watchers
 from tfopt.workers.peers import Peers
 from tfopt.workers.preemption import saves_when_asked
+
+
+def train_in(
+    stage: Stage,
+    work: Work,
+    epochs: int,
+    fit: Fit,
+    *,
+    model: keras.Model | None = None,
+    data: Data | None = None,
+    keep: Sequence[Invariant] | None = None,
+    callbacks: Sequence[Any] = (),
+    part: str = "",
+) -> tuple[keras.Model, dict[str, list[float]]]:
+    """`train` for a stage: under its name, with its checkpoint, and the model as it entered for a teacher.
+
+    Args:
+      stage: whose training it is.
+      work: as it entered the stage.
+      epochs: as of `train`.
+      fit: as of `train`.
+      model: in place of the work's.
+      data: in place of the work's.
+      keep: promises in place of the work's.
+      callbacks: as of `train`.
+      part: name of one of several trainings of the stage.
+    """
+    folder = stage.partial_folder(work)
+    return train(
+        work.need_model() if model is None else model,
+        work.need_data() if data is None else data,
+        epochs,
+        fit,
+        folder=folder / part if part else folder,
+        label=f"{stage.name}-{part}" if part else stage.name,
+        keep=work.invariants if keep is None else keep,
+        callbacks=callbacks,
+        strategy=work.strategy,
+        entered=work.snapshots[-1][1] if work.snapshots else None,
+    )
 
 
 def train(

@@ -14,7 +14,7 @@ from tfopt.distill.accuracy import teacher_notes
 from tfopt.distill.check import check_teaching
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit, check_training
-from tfopt.train.loop import train
+from tfopt.train.loop import train_in
 from tfopt.train.precision import to_policy
 from tfopt.train.replicas import check_replicas
 from tfopt.train.smooth import smoothed
@@ -118,17 +118,7 @@ class Train(Stage):
         model = work.need_model()
         was = [layer.trainable for layer in all_layers(model)]
         self._freeze(model)
-        model, history = train(
-            model,
-            work.need_data(),
-            self.epochs,
-            self.fit,
-            folder=self.partial_folder(work),
-            label=self.name,
-            keep=work.invariants,
-            strategy=work.strategy,
-            entered=work.snapshots[-1][1],
-        )
+        model, history = train_in(self, work, self.epochs, self.fit)
         changed = [layer.name for layer in model.layers if layer.trainable_variables]
         # In another precision it is a copy, frozen as the model was.
         if self.layers is not None:

@@ -1,12 +1,10 @@
 """A search as a page for the browser and as Markdown."""
 
-import importlib.resources
-
 from tfopt.config import source
 from tfopt.files import write_text
-from tfopt.report import plots, units
+from tfopt.report import html, plots, units
 from tfopt.report.markdown import code, text
-from tfopt.report.markup import Markup, element, join, table
+from tfopt.report.markup import Markup, element, table
 from tfopt.tune.result import Search, Trial
 
 
@@ -34,25 +32,17 @@ def markdown(found: Search) -> str:
 
 def page(found: Search) -> str:
     """The search as a page that loads nothing from elsewhere."""
-    style = importlib.resources.files("tfopt.report").joinpath("style.css").read_text(encoding="utf-8")
     rows = [
         [element("a", row[0], href=f"trials/{trial.number:04d}/report.html"), *row[1:]]
         for row, trial in zip(_rows(found), found.trials, strict=True)
     ]
     plot = plot_trials(found)
-    body = element(
-        "main",
+    return html.page(
+        "Search | tfopt",
         element("header", element("h1", "Search"), element("p", _summary(found)), element("p", _advice(found))),
         element("section", element("h2", "Objectives"), Markup(plot)) if plot else None,
         element("section", element("h2", "Trials"), table(_heads(found), rows, numbers=len(found.objectives))),
     )
-    head = element(
-        "head",
-        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        element("title", "Search | tfopt"),
-        element("style", Markup(style)),
-    )
-    return join(Markup("<!DOCTYPE html>\n"), element("html", head, element("body", body), lang="en"))
 
 
 def plot_trials(found: Search) -> str:

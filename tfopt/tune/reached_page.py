@@ -1,10 +1,8 @@
 """What `reach` found, as a page for the browser and as Markdown."""
 
-import importlib.resources
-
-from tfopt.report import plots, units
+from tfopt.report import html, plots, units
 from tfopt.report.markdown import code, text
-from tfopt.report.markup import Markup, element, join, table
+from tfopt.report.markup import Markup, element, table
 from tfopt.tune.candidate import Candidate
 from tfopt.tune.reached import MODEL, TITLES, Reached, drop_text
 
@@ -36,15 +34,14 @@ def markdown(found: Reached) -> str:
 
 def page(found: Reached) -> str:
     """The result as a page that loads nothing from elsewhere."""
-    style = importlib.resources.files("tfopt.report").joinpath("style.css").read_text(encoding="utf-8")
     rows = []
     for each in found.candidates:
         first, *rest = _row(found, each)
         folder = f"candidates/{each.number:02d}/report.html"
         rows.append([element("a", first, href=folder) if each.number and not each.reason else first, *rest])
     sentences = [element("li", each) for each in (*found.limits, *found.notes)]
-    body = element(
-        "main",
+    return html.page(
+        "Reaching a target | tfopt",
         element(
             "header",
             element("h1", "Reaching a target"),
@@ -58,13 +55,6 @@ def page(found: Reached) -> str:
         if found.best.stages
         else None,
     )
-    head = element(
-        "head",
-        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        element("title", "Reaching a target | tfopt"),
-        element("style", Markup(style)),
-    )
-    return join(Markup("<!DOCTYPE html>\n"), element("html", head, element("body", body), lang="en"))
 
 
 def plot_front(found: Reached) -> str:
