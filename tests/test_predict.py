@@ -154,6 +154,13 @@ def test_records_without_the_feature_and_damaged_ones(tmp_path):
         opened(tmp_path / "b.tfrecord", features={"x": "z"})
 
 
+def test_records_that_are_no_examples_are_told_at_once(tmp_path):
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+        writer.write(b"no example")
+    with pytest.raises(ValueError, match=r"first record of .*a.tfrecord, of 10 bytes, is no tf.train.Example"):
+        opened(tmp_path / "a.tfrecord")
+
+
 LISTS = pa.array([row.tolist() for row in NUMBERS[:20]], pa.list_(pa.float32()))
 TABLES = {
     "numbers": {f"c{i}": pa.array(NUMBERS[:20, i]) for i in range(4)},

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from tfopt.config import did_you_mean, require
 from tfopt.data.image import Images
@@ -103,7 +104,7 @@ def open_records(
         files.append(InputFile(path.relative_to(root).as_posix(), count + bool(fault), before))
         compression.append(kind)
         if example is None and count:
-            example = tf.train.Example.FromString(next(_records(path, kind).take(1).as_numpy_iterator()))
+            example = _first_example(path, kind)
     if example is None:
         raise ValueError(f"there is no record that can be read in {', '.join(map(str, paths))}")
     found = {name: value.WhichOneof("kind") for name, value in example.features.feature.items()}
@@ -118,6 +119,17 @@ def open_records(
     return RecordSource(
         root, tuple(files), tuple(specs), names, parsed, tuple(compression), images if any(is_image) else None, on_bad
     )
+
+
+def _first_example(path: pathlib.Path, compression: str) -> tf.train.Example:
+    record = next(_records(path, compression).take(1).as_numpy_iterator())
+    try:
+        return tf.train.Example.FromString(record)
+    except DecodeError as error:
+        raise ValueError(
+            f"the first record of {path}, of {len(record)} bytes, is no tf.train.Example: {error}. Expected one in each "
+            "record"
+        ) from error
 
 
 def _name_of(
