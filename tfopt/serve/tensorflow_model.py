@@ -121,9 +121,7 @@ def _wide(tensor: tf.Tensor) -> tf.Tensor:
 def _reason(message: str) -> str:
     """What went wrong, out of TensorFlow's message, which may begin with where and end with the node.
 
-    >>> _reason(
-    ...     "Graph execution error:\\n\\nDetected at node Gather\\nindices[0] = 7 is not in [0, 1)\\n\\t [[{{node G}}]]"
-    ... )
+    >>> _reason("Graph execution error:\\n\\nDetected at node G\\nindices[0] = 7 is not in [0, 1)\\n\\t [[{{node G}}]]")
     'indices[0] = 7 is not in [0, 1)'
     """
     lines = [line.strip() for line in message.partition("\n\t [[")[0].splitlines() if line.strip()]
