@@ -1,5 +1,6 @@
 """Records of TFRecord files as rows."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -104,9 +105,9 @@ def open_records(
         files.append(InputFile(path.relative_to(root).as_posix(), count + bool(fault), before))
         compression.append(kind)
         if example is None and count:
-            example = _first_example(path, kind)
+            example = _first_example(path, kind, count)
     if example is None:
-        raise ValueError(f"there is no record that can be read in {', '.join(map(str, paths))}")
+        raise ValueError(f"there is no record in {', '.join(map(str, paths))} that is a tf.train.Example with features")
     found = {name: value.WhichOneof("kind") for name, value in example.features.feature.items()}
     names = {spec.name: _name_of(spec, features, found, images is not None, len(specs) == 1) for spec in specs}
     parsed = {name: _feature(spec, name, found[name]) for spec, name in zip(specs, names.values(), strict=True)}
@@ -121,15 +122,14 @@ def open_records(
     )
 
 
-def _first_example(path: pathlib.Path, compression: str) -> tf.train.Example:
-    record = next(_records(path, compression).take(1).as_numpy_iterator())
-    try:
-        return tf.train.Example.FromString(record)
-    except DecodeError as error:
-        raise ValueError(
-            f"the first record of {path}, of {len(record)} bytes, is no tf.train.Example: {error}. Expected one in each "
-            "record"
-        ) from error
+def _first_example(path: pathlib.Path, compression: str, count: int) -> tf.train.Example | None:
+    """The first of so many records that is an Example with features; what others are is told where they are read."""
+    for record in _records(path, compression).take(count).as_numpy_iterator():
+        with contextlib.suppress(DecodeError):
+            example = tf.train.Example.FromString(record)
+            if example.features.feature:
+                return example
+    return None
 
 
 def _name_of(
