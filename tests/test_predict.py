@@ -154,6 +154,21 @@ def test_records_without_the_feature_and_damaged_ones(tmp_path):
         opened(tmp_path / "b.tfrecord", features={"x": "z"})
 
 
+def test_records_that_are_no_examples_are_bad_rows(tmp_path):
+    write_examples(tmp_path / "b.tfrecord", [{"x": [1.0, 2.0, 3.0, 4.0]}])
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+        for record in (b"no example", b"", *tf.data.TFRecordDataset(str(tmp_path / "b.tfrecord")).as_numpy_iterator()):
+            writer.write(record)
+    for on_bad in ("skip", "raise"):
+        found = opened(tmp_path / "a.tfrecord", on_bad=on_bad).read(0, 3)
+        assert list(found.faults) == [0, 1]
+        assert found.inputs["x"].tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    with tf.io.TFRecordWriter(str(tmp_path / "c.tfrecord")) as writer:
+        writer.write(b"no example")
+    with pytest.raises(ValueError, match=r"no record in .*c.tfrecord that is a tf.train.Example with features"):
+        opened(tmp_path / "c.tfrecord")
+
+
 LISTS = pa.array([row.tolist() for row in NUMBERS[:20]], pa.list_(pa.float32()))
 TABLES = {
     "numbers": {f"c{i}": pa.array(NUMBERS[:20, i]) for i in range(4)},
@@ -189,9 +204,22 @@ def test_rows_of_tables_that_cannot_be_used(tmp_path):
         4: "a value",
     }
     assert found.inputs["x"][:, 0].tolist() == [1.0, 2.0]
+    flags = {f"c{i}": pa.array([True, None if i == 2 else False]) for i in range(4)}
+    pq.write_table(pa.table(flags), tmp_path / "flags.parquet")
+    found = opened(tmp_path / "flags.parquet").read(0, 2)
+    assert (list(found.faults), found.inputs["x"].tolist()) == ([1], [[1.0] * 4])
     pq.write_table(pa.table({"t": pa.array([7, 2**40])}), tmp_path / "u.parquet")
     tokens = opened(tmp_path / "u.parquet", description(("t", (1,), "int32"))).read(0, 2)
     assert tokens.faults == {1: "a value for the input 't' does not fit int32"}
+
+
+def test_damaged_row_groups_are_named(tmp_path):
+    pq.write_table(pa.table({"x": LISTS}), tmp_path / "t.parquet")
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    content[8:60] = b"\xff" * 52
+    (tmp_path / "t.parquet").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"the row group 0 of .*t.parquet is damaged: "):
+        opened(tmp_path / "t.parquet").read(0, 20)
 
 
 def test_images_in_tables(tmp_path):
@@ -410,6 +438,18 @@ def test_bad_rows_stop_a_run_or_are_listed(files, tmp_path, capsys):
     assert listed == ["row,id,reason", f"5,x.npy[5],{reason}", f"150,x.npy[150],{reason}"]
     assert main(words) == 1
     assert "on_bad was skip, now raise" in capsys.readouterr().err
+
+
+def test_outputs_that_parquet_does_not_hold_are_refused_at_once(tmp_path):
+    module = tf.Module()
+    module.call = tf.function(
+        lambda x: {"y": tf.complex(x, x)}, input_signature=[tf.TensorSpec((None, 2), tf.float32, name="x")]
+    )
+    tf.saved_model.save(module, tmp_path / "m", signatures=module.call)
+    np.save(tmp_path / "x.npy", np.ones((3, 2), "float32"))
+    with pytest.raises(ValueError, match="'y' is complex64, which Parquet does not hold: pass format='npy'"):
+        predict_files(tmp_path / "m", tmp_path / "x.npy", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

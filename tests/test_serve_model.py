@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import types
 import zipfile
 
 import hypothesis
@@ -20,11 +21,12 @@ import tensorflow as tf
 import tfopt
 from tests.tflite_models import dense_net, normal
 from tfopt.data.dataset import Scaled
+from tfopt.serve import rest_v1, rest_v2
 from tfopt.serve.description import Description, TensorInfo
 from tfopt.serve.merge import predict_all, shared_rows
 from tfopt.serve.model import LiteModel, Model, load
 from tfopt.serve.process import MAIN
-from tfopt.serve.repository import SUFFIXES, fingerprint, scan
+from tfopt.serve.repository import SUFFIXES, Version, fingerprint, scan
 from tfopt.serve.tensors import dump, parse, to_array, to_values
 from tfopt.serve.wire import PREFIX, from_bytes, pack, to_bytes, unpack
 from tfopt.tflite.export import export_tflite
@@ -86,6 +88,66 @@ def test_saved_models_of_strings(tmp_path):
     assert outputs["size"].tolist() == [3, 5]
 
 
+def saved(folder, function, spec, name=None):
+    """A SavedModel of one function, called `name`."""
+    module = tf.Module()
+    module.call = tf.function(function, input_signature=[spec])
+    signatures = module.call if name is None else {name: module.call}
+    tf.saved_model.save(module, folder, signatures=signatures)
+    return load(folder)
+
+
+def version_of(description):
+    """A version that is loaded."""
+    return Version("m", 1, (), types.SimpleNamespace(description=description))
+
+
+def test_saved_models_of_bfloat16_take_and_give_float32(tmp_path):
+    model = saved(tmp_path / "m", lambda x: {"y": x + x}, tf.TensorSpec((None, 2), tf.bfloat16, name="x"))
+    assert {info.dtype for info in (*model.description.inputs, *model.description.outputs)} == {"float32"}
+    got = model.predict({"x": np.array([[0.5, 1.0009765625]], "float32")})["y"]
+    assert (got.dtype, got.tolist()) == (np.float32, [[1.0, 2.0]])
+
+
+def test_the_only_signature_of_a_saved_model_goes_by_its_own_name(tmp_path):
+    model = saved(tmp_path / "m", lambda x: {"y": x}, tf.TensorSpec((None, 2), tf.float32, name="x"), "mine")
+    about = Description.from_dict(model.description.to_dict())
+    for name in ("", "mine", "serving_default"):
+        body = {"signature_name": name, "instances": [[1.0, 2.0]]}
+        assert rest_v1.read_request(body, about)["x"].tolist() == [[1.0, 2.0]]
+    with pytest.raises(ValueError, match="must be 'mine' or left out, received 'other'"):
+        rest_v1.read_request({"signature_name": "other", "instances": [[1.0, 2.0]]}, about)
+    assert list(rest_v1.metadata(version_of(about))["metadata"]["signature_def"]["signature_def"]) == ["mine"]
+
+
+def test_errors_of_saved_models_say_what_is_wrong(tmp_path):
+    def halve(x):
+        with tf.control_dependencies([tf.debugging.assert_non_negative(x, "no negative numbers")]):
+            return {"y": x / 2}
+
+    model = saved(tmp_path / "m", halve, tf.TensorSpec((None,), tf.float32, name="x"))
+    with pytest.raises(RuntimeError, match="no negative numbers") as caught:
+        model.predict({"x": np.array([-1.0], "float32")})
+    assert "Graph execution error" not in str(caught.value)
+    assert shared_rows(model, 8) == 1
+    assert model.predict({"x": np.array([1.0], "float32")})["y"].tolist() == [0.5]
+
+
+def test_shapes_of_models_without_an_axis_of_examples_are_told_as_they_are(tmp_path):
+    model = saved(tmp_path / "m", lambda x: {"y": tf.reduce_sum(x)}, tf.TensorSpec((3, 4), tf.float32, name="x"))
+    about = version_of(model.description)
+    assert rest_v2.metadata(about, [1])["inputs"][0]["shape"] == [3, 4]
+    signature = rest_v1.metadata(about)["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    assert [each["size"] for each in signature["inputs"]["x"]["tensor_shape"]["dim"]] == ["3", "4"]
+
+
+def test_types_that_no_request_can_hold_are_refused():
+    infos = [TensorInfo(dtype, (-1, 2), dtype, dtype) for dtype in ("float32", "complex64")]
+    Description("litert", (infos[0],), (infos[0],), -1).check_types()
+    with pytest.raises(ValueError, match="'complex64' is of type complex64, which requests and answers cannot hold"):
+        Description("litert", (infos[0],), (infos[1],), -1).check_types()
+
+
 def test_saved_models_that_touch_files_are_refused(tmp_path):
     @tf.function(input_signature=[tf.TensorSpec((), tf.string, name="path")])
     def read(path):
@@ -130,6 +192,18 @@ def test_only_finite_numbers_of_the_right_shape_are_taken(files):
     assert (model.predict({"x": x})["y"] == predict_tflite(folder / "int8.tflite", x)).all()
 
 
+def test_fields_of_v2_that_are_null_are_as_left_out():
+    info = TensorInfo("x", (-1, 2), "float32", "float32")
+    about = Description("litert", (info,), (info,), -1)
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2], "parameters": None}
+    body = {"id": None, "parameters": None, "inputs": [tensor], "outputs": None}
+    inputs, stored = rest_v2.read_request(body, memoryview(b""), about)
+    chosen, is_binary, raw = rest_v2.read_outputs(body, about, stored)
+    assert (chosen, is_binary, raw) == ([("x", {})], False, False)
+    answer, _ = rest_v2.write_answer(body, version_of(about), inputs, chosen, is_binary)
+    assert "id" not in parse(answer)
+
+
 # What may share a run
 
 
@@ -144,6 +218,20 @@ class Rounded(Model):
     def _predict(self, inputs, raw):
         x = inputs["x"]
         return {"x": x + x.mean(0) if len(x) >= self.size else x}
+
+
+class Choosy(Rounded):
+    """Cannot compute a large enough batch."""
+
+    def _predict(self, inputs, raw):
+        if len(inputs["x"]) >= self.size:
+            raise RuntimeError("gather index out of bounds")
+        return {"x": inputs["x"]}
+
+
+@pytest.mark.parametrize(("size", "shared"), [(1, 1), (2, 1), (4, 3), (9, 8)])
+def test_models_that_cannot_compute_random_examples_are_served_all_the_same(size, shared):
+    assert shared_rows(Choosy(size), 8) == shared
 
 
 @pytest.mark.parametrize(("size", "shared"), [(2, 1), (3, 2), (9, 8), (10, 8)])
@@ -305,6 +393,9 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
             fingerprint(found["m", number], root)
     with pytest.raises(ValueError, match="link to a folder"):
         fingerprint(found["m", 4], root)
+    (root / "m" / "1" / "loop").symlink_to(root / "m" / "1" / "loop")
+    with pytest.raises(ValueError, match="loop is a link to a folder or to itself"):
+        fingerprint(found["m", 1], root)
 
 
 def test_what_a_folder_holds(tmp_path):

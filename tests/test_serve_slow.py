@@ -3,6 +3,7 @@
 import itertools
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import time
@@ -15,6 +16,7 @@ import pytest
 from tests.processes import wait_until
 from tests.serving import Load, binary_answer, client_of, expected, infer, predict, workers_of, write_models
 from tests.tflite_models import depthwise_net, normal
+from tfopt.serve import process
 from tfopt.tflite.export import export_tflite
 from tfopt.tflite.run import predict_tflite
 
@@ -176,6 +178,24 @@ def test_workers_end_with_a_server_that_is_killed(folder, tmp_path, monkeypatch)
         client.process.kill()
         for pid in pids:
             wait_until(lambda pid=pid: not pathlib.Path(f"/proc/{pid}").exists())
+
+
+def test_workers_come_back_after_nothing_could_be_started_for_a_while(folder, x, tmp_path):
+    log = tmp_path / "log"
+    server = process.start(folder / "int8", log, name="int8", replicas=1)
+    try:
+        with httpx.Client(base_url=process.wait_for_url(server, 300), timeout=120) as client:
+            assert (binary_answer(infer(client, "int8", x)) == expected(folder, "int8", x)).all()
+            limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+            # No file, socket or pipe more.
+            resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+            os.kill(workers_of(server.pid)[0], signal.SIGKILL)
+            wait_until(lambda: "cannot be started" in log.read_text())
+            resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+            wait_until(lambda: client.get("/v2/health/ready").status_code == 200)
+            assert (binary_answer(infer(client, "int8", x)) == expected(folder, "int8", x)).all()
+    finally:
+        process.end(server)
 
 
 def test_memory_does_not_grow_with_requests(folder, x):

@@ -1,5 +1,6 @@
 """Records of TFRecord files as rows."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from tfopt.config import did_you_mean, require
 from tfopt.data.image import Images
@@ -103,9 +105,9 @@ def open_records(
         files.append(InputFile(path.relative_to(root).as_posix(), count + bool(fault), before))
         compression.append(kind)
         if example is None and count:
-            example = tf.train.Example.FromString(next(_records(path, kind).take(1).as_numpy_iterator()))
+            example = _first_example(path, kind, count)
     if example is None:
-        raise ValueError(f"there is no record that can be read in {', '.join(map(str, paths))}")
+        raise ValueError(f"there is no record in {', '.join(map(str, paths))} that is a tf.train.Example with features")
     found = {name: value.WhichOneof("kind") for name, value in example.features.feature.items()}
     names = {spec.name: _name_of(spec, features, found, images is not None, len(specs) == 1) for spec in specs}
     parsed = {name: _feature(spec, name, found[name]) for spec, name in zip(specs, names.values(), strict=True)}
@@ -118,6 +120,16 @@ def open_records(
     return RecordSource(
         root, tuple(files), tuple(specs), names, parsed, tuple(compression), images if any(is_image) else None, on_bad
     )
+
+
+def _first_example(path: pathlib.Path, compression: str, count: int) -> tf.train.Example | None:
+    """The first of so many records that is an Example with features; what others are is told where they are read."""
+    for record in _records(path, compression).take(count).as_numpy_iterator():
+        with contextlib.suppress(DecodeError):
+            example = tf.train.Example.FromString(record)
+            if example.features.feature:
+                return example
+    return None
 
 
 def _name_of(

@@ -133,6 +133,12 @@ def predict_files(
     first = description.outputs[0]
     if names:
         check_classes(first.shape, names, first.name)
+    for info in description.outputs:
+        require(
+            format != "parquet" or not info.dtype.startswith("complex"),
+            f"the output {info.name!r} is {info.dtype}, which Parquet does not hold: pass format='npy', on the command "
+            "line --format=npy",
+        )
     source = open_input(
         input,
         description,

@@ -170,11 +170,18 @@ def _numbers(spec: InputSpec, columns: Mapping[str, Any]) -> tuple[np.ndarray, d
         len(columns) == math.prod(shape),
         f"the input {spec.name!r} has shape {shape}, and {len(columns)} columns are to make it: {', '.join(columns)}",
     )
-    parts = [as_column(name, column, None) for name, column in columns.items()]
+    parts = [as_column(name, _as_number(column), None) for name, column in columns.items()]
     for name, part in zip(columns, parts, strict=True):
         require(part.dtype.kind in "biuf", f"the column {name!r} holds {columns[name].type}, expected numbers")
     values = np.stack(parts, axis=-1)
     return values.reshape(len(values), *shape), {}
+
+
+def _as_number(column: Any) -> Any:
+    """Truth values where some are missing as 0 and 1, which can be missing."""
+    import pyarrow as pa
+
+    return column.cast(pa.int8()) if pa.types.is_boolean(column.type) and column.null_count else column
 
 
 def _from_lists(name: str, column: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, str]]:
@@ -215,7 +222,10 @@ def _flat(value: Any) -> np.ndarray | None:
 # A process reads the row groups of a shard one after the other.
 @functools.lru_cache(maxsize=1)
 def _group(path: pathlib.Path, number: int, columns: tuple[str, ...]) -> Any:
-    return _open(path).read_row_group(number, columns=list(columns))
+    try:
+        return _open(path).read_row_group(number, columns=list(columns))
+    except OSError as error:
+        raise ValueError(f"the row group {number} of {path} is damaged: {error}") from error
 
 
 # With its footer, which is read once.

@@ -10,6 +10,15 @@ from tfopt.config import require
 
 # NumPy has no fixed size for these: each value is bytes.
 STRING = "string"
+SIGNATURE = "serving_default"
+_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+# What requests and answers can hold, by the names of the V2 protocol.
+DATATYPES = {
+    **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{each.upper(): each for each in _INTEGERS},
+    "BOOL": "bool",
+    "BYTES": STRING,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Description:
       outputs: likewise.
       batch: the size of the axis of examples: -1 where it is open, 0 where there is no such axis.
       metadata: what travels in the file: "class_names" and "preprocessing", where it has them.
+      signature: of a SavedModel, as clients may call it.
     """
 
     kind: str
@@ -55,11 +65,25 @@ class Description:
     outputs: tuple[TensorInfo, ...]
     batch: int
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    signature: str = SIGNATURE
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """One for each value on the last axis of the first output; empty where the file names none."""
         return tuple(self.metadata.get("class_names", ()))
+
+    def sizes(self, info: TensorInfo) -> list[int]:
+        """The shape of an input or output as clients may fill it: with any number of examples."""
+        return [-1, *info.shape[1:]] if self.batch and info.shape else list(info.shape)
+
+    def check_types(self) -> None:
+        """Raises a ValueError where requests or answers cannot hold the model's inputs or outputs."""
+        for info in (*self.inputs, *self.outputs):
+            require(
+                info.dtype in DATATYPES.values(),
+                f"{info.name!r} is of type {info.dtype}, which requests and answers cannot hold: expected one of "
+                f"{', '.join(DATATYPES.values())}",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""

@@ -1,5 +1,6 @@
 """Whether examples of several requests may share a run of a model, and each still get the same bits as alone."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 
@@ -9,12 +10,16 @@ from tfopt.serve.description import STRING, TensorInfo
 from tfopt.serve.model import Model
 from tfopt.tflite.interpreter import DYNAMIC_BATCH
 
+# What a model raises that cannot compute its inputs.
+FAILURES = (ValueError, RuntimeError, MemoryError)
+
 
 def shared_rows(model: Model, most: int, seconds: float = 10.0, seed: int = 0) -> int:
     """How many examples of several requests may share a run; 1: only those of one request.
 
     It is measured: random examples are run alone, and then together, in every number up to the one returned. Where one
-    bit differs, as in float kernels that add up in another order, that number and those above are not used.
+    bit differs, as in float kernels that add up in another order, that number and those above are not used. Nor are
+    they where the model cannot compute the random examples, as one that takes no negative numbers.
 
     Args:
       model: with any kind of batch.
@@ -31,15 +36,17 @@ def shared_rows(model: Model, most: int, seconds: float = 10.0, seed: int = 0) -
     most = min(most, batch if batch > 0 else DYNAMIC_BATCH)
     generator = np.random.default_rng(seed)
     examples = {info.name: _examples(info, most, generator) for info in infos}
-    alone = [model.predict(_rows(examples, row, row + 1), raw=True) for row in range(most)]
-    for size in range(2, most + 1):
-        if time.monotonic() > deadline:
-            return size - 1
-        for start in {0, most - size}:
-            together = model.predict(_rows(examples, start, start + size), raw=True)
-            if not all(_equal(_rows(together, row, row + 1), alone[start + row]) for row in range(size)):
-                return size - 1
-    return most
+    equal = 1
+    with contextlib.suppress(*FAILURES):
+        alone = [model.predict(_rows(examples, row, row + 1), raw=True) for row in range(most)]
+        while equal < most and time.monotonic() <= deadline:
+            size = equal + 1
+            for start in {0, most - size}:
+                together = model.predict(_rows(examples, start, start + size), raw=True)
+                if not all(_equal(_rows(together, row, row + 1), alone[start + row]) for row in range(size)):
+                    return equal
+            equal = size
+    return equal
 
 
 def _examples(info: TensorInfo, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -71,12 +78,12 @@ def predict_all(model: Model, requests: list[dict[str, np.ndarray]], raw: bool) 
             together = model.predict(
                 {name: np.concatenate([each[name] for each in requests]) for name in requests[0]}, raw
             )
-        except (ValueError, RuntimeError, MemoryError):
+        except FAILURES:
             # One of them is to blame, and the others must not suffer.
             return [predict_all(model, [each], raw)[0] for each in requests]
         ends = np.cumsum(sizes)
         return [_rows(together, end - size, end) for size, end in zip(sizes, ends, strict=True)]
     try:
         return [model.predict(requests[0], raw)]
-    except (ValueError, RuntimeError, MemoryError) as error:
+    except FAILURES as error:
         return [str(error).strip()[:1000] or type(error).__name__]

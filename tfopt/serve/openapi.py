@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from tfopt.serve.rest_v2 import DATATYPES, HEADER_LENGTH
+from tfopt.serve.description import DATATYPES
+from tfopt.serve.rest_v2 import HEADER_LENGTH
 from tfopt.serve.settings import TOKENS
 
 Schema = dict[str, Any]

@@ -90,7 +90,7 @@ class Pool:
         for each in others:
             try:
                 await each.start(_SECONDS_TO_START)
-            except (ValueError, ReplicaLost):
+            except (ValueError, OSError, ReplicaLost):
                 await self.close()
                 raise
             self._join(each)
@@ -203,9 +203,10 @@ class Pool:
                 try:
                     await replica.start(_SECONDS_TO_START)
                     break
-                except (ValueError, ReplicaLost) as error:
+                # OSError: no process or descriptor is left just now.
+                except (ValueError, OSError, ReplicaLost) as error:
                     deaths += 1
-                    logger.warning("%s; it is tried again", error)
+                    logger.warning("a worker cannot be started: %s; it is tried again", error)
             self._join(replica)
 
     async def _watch(self) -> None:

@@ -77,6 +77,10 @@ class Replica:
             self.kill()
             how = f"took longer than {seconds:g} s" if isinstance(error, TimeoutError) else "ended"
             raise ReplicaLost(f"a worker {how} while it loaded {self._setup['path']}") from error
+        except asyncio.CancelledError:
+            # Nobody waits for it any more.
+            self.kill()
+            raise
         if "error" in head:
             self.kill()
             raise ValueError(head["error"])

@@ -252,8 +252,10 @@ def fingerprint(path: pathlib.Path, root: pathlib.Path) -> Fingerprint:
     """
     found = []
     for each in _files(path):
-        require(each.resolve().is_relative_to(root), f"{each.name} is a link that leads out of the folder of models")
-        require(each.is_file(), f"{each.name} is a link to a folder, or no file at all")
+        # Path.resolve raises what is no OSError where a link leads to itself.
+        target = pathlib.Path(os.path.realpath(each))
+        require(target.is_relative_to(root), f"{each.name} is a link that leads out of the folder of models")
+        require(each.is_file(), f"{each.name} is a link to a folder or to itself, or no file at all")
         status = each.stat()
         found.append((str(each), status.st_size, status.st_mtime_ns, status.st_ino))
     return tuple(found)

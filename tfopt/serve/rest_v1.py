@@ -10,11 +10,10 @@ import numpy as np
 
 from tfopt.config import require
 from tfopt.serve.classes import top_classes
-from tfopt.serve.description import STRING, Description, TensorInfo
+from tfopt.serve.description import SIGNATURE, STRING, Description, TensorInfo
 from tfopt.serve.repository import Version
 from tfopt.serve.tensors import to_array, to_values
 
-SIGNATURE = "serving_default"
 _KEYS = ("signature_name", "instances", "inputs", "classification")
 _DTYPES = {"float32": "DT_FLOAT", "float64": "DT_DOUBLE", "float16": "DT_HALF", STRING: "DT_STRING"}
 
@@ -28,10 +27,10 @@ def read_request(body: Any, description: Description) -> dict[str, np.ndarray]:
     require(isinstance(body, dict), f"expected a JSON object, received {_json_type(body)}")
     unknown = sorted(set(body) - set(_KEYS))
     require(not unknown, f"the request has unknown keys: {', '.join(unknown)[:200]}; there are: {', '.join(_KEYS)}")
-    signature = body.get("signature_name", SIGNATURE)
+    signature = body.get("signature_name", "")
     require(
-        signature in ("", SIGNATURE),
-        f"signature_name must be {SIGNATURE!r} or left out, received {str(signature)[:200]!r}",
+        signature in ("", SIGNATURE, description.signature),
+        f"signature_name must be {description.signature!r} or left out, received {str(signature)[:200]!r}",
     )
     require(("instances" in body) != ("inputs" in body), 'give "instances" (rows) or "inputs" (columns), one of them')
     read, key = (_columns, "inputs") if "inputs" in body else (_from_rows, "instances")
@@ -112,21 +111,26 @@ def metadata(version: Version) -> dict[str, Any]:
     """The signature of a model, and what travels in its file."""
     description = version.description
     signature = {
-        "inputs": {info.name: _tensor(info) for info in description.inputs},
-        "outputs": {info.name: _tensor(info) for info in description.outputs},
+        "inputs": {info.name: _tensor(info, description) for info in description.inputs},
+        "outputs": {info.name: _tensor(info, description) for info in description.outputs},
         "method_name": "tensorflow/serving/predict",
     }
     return {
         "model_spec": {"name": version.name, "signature_name": "", "version": str(version.number)},
-        "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}, "tfopt": dict(description.metadata)},
+        "metadata": {
+            "signature_def": {"signature_def": {description.signature: signature}},
+            "tfopt": dict(description.metadata),
+        },
     }
 
 
-def _tensor(info: TensorInfo) -> dict[str, Any]:
-    sizes = [-1, *info.shape[1:]] if info.shape else []
+def _tensor(info: TensorInfo, description: Description) -> dict[str, Any]:
     return {
         "dtype": _DTYPES.get(info.dtype, f"DT_{info.dtype.upper()}"),
-        "tensor_shape": {"dim": [{"size": str(size), "name": ""} for size in sizes], "unknown_rank": False},
+        "tensor_shape": {
+            "dim": [{"size": str(size), "name": ""} for size in description.sizes(info)],
+            "unknown_rank": False,
+        },
         "name": info.name,
     }
 

@@ -12,20 +12,13 @@ import numpy as np
 
 from tfopt.config import require
 from tfopt.serve.classes import top_classes
-from tfopt.serve.description import STRING, Description, TensorInfo
+from tfopt.serve.description import DATATYPES, STRING, Description, TensorInfo
 from tfopt.serve.repository import Version
 from tfopt.serve.tensors import dump, parse, to_array, to_values
 from tfopt.serve.wire import from_bytes, to_bytes
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ("binary_tensor_data", "classification")
-_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-DATATYPES = {
-    **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    **{each.upper(): each for each in _INTEGERS},
-    "BOOL": "bool",
-    "BYTES": STRING,
-}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _MOST_AXES = 32
 
@@ -59,7 +52,7 @@ def read_request(body: Any, binary: memoryview, description: Description) -> tup
       ValueError: it is no such request; says why.
     """
     require(isinstance(body, dict), "expected a JSON object")
-    require(isinstance(body.get("id", ""), str), '"id" must be a text')
+    require(isinstance(body.get("id"), str | None), '"id" must be a text')
     given = body.get("inputs")
     require(isinstance(given, list) and len(given) > 0, '"inputs" must be a list with at least one tensor')
     assert isinstance(given, list)
@@ -107,7 +100,8 @@ def _info(each: Any, infos: Mapping[str, TensorInfo], what: str) -> TensorInfo:
 
 
 def _parameters(each: Mapping[str, Any]) -> Mapping[str, Any]:
-    parameters = each.get("parameters", {})
+    # Clients that write out every field write null.
+    parameters = {} if each.get("parameters") is None else each["parameters"]
     require(isinstance(parameters, dict), '"parameters" must be an object')
     return parameters
 
@@ -198,7 +192,7 @@ def write_answer(
             answer["data"] = to_values(values.reshape(-1), name)
         described.append(answer)
     head: dict[str, Any] = {"model_name": version.name, "model_version": str(version.number)}
-    if "id" in body:
+    if body.get("id") is not None:
         head["id"] = body["id"]
     encoded = dump({**head, "outputs": described})
     return (b"".join([encoded, *pieces]), len(encoded)) if pieces else (encoded, None)
@@ -219,15 +213,18 @@ def metadata(version: Version, numbers: Sequence[int]) -> dict[str, Any]:
         "name": version.name,
         "versions": [str(number) for number in numbers],
         "platform": {"litert": "litert_tflite", "keras": "keras"}.get(description.kind, "tensorflow_savedmodel"),
-        "inputs": [_tensor(info) for info in description.inputs],
-        "outputs": [_tensor(info) for info in description.outputs],
+        "inputs": [_tensor(info, description) for info in description.inputs],
+        "outputs": [_tensor(info, description) for info in description.outputs],
         "parameters": dict(description.metadata),
     }
 
 
-def _tensor(info: TensorInfo) -> dict[str, Any]:
-    shape = [-1, *info.shape[1:]] if info.shape else []
-    found: dict[str, Any] = {"name": info.name, "datatype": datatype(info.dtype), "shape": shape}
+def _tensor(info: TensorInfo, description: Description) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": info.name,
+        "datatype": datatype(info.dtype),
+        "shape": description.sizes(info),
+    }
     if info.is_quantized:
         found["parameters"] = {
             "stored_datatype": datatype(info.stored),

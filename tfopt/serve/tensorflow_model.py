@@ -12,12 +12,10 @@ import tensorflow as tf
 from tfopt.config import require
 from tfopt.load import load_model
 from tfopt.load.saved_model import side_effects
-from tfopt.serve.description import STRING, Description, TensorInfo
+from tfopt.serve.description import SIGNATURE, STRING, Description, TensorInfo
 from tfopt.serve.model import Model, batch_axis
 from tfopt.tflite.model import call_named, input_specs, static_batch
 from tfopt.tflite.quiet import quiet
-
-_SIGNATURE = "serving_default"
 
 
 def _limit(threads: int) -> None:
@@ -40,13 +38,16 @@ class _TensorFlowModel(Model):
             parts.append(self._run({name: values[rows] for name, values in inputs.items()}))
         return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
 
+    # Of the function's inputs.
+    _dtypes: dict[str, tf.DType]
+
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        tensors = {name: tf.constant(values) for name, values in inputs.items()}
+        tensors = {name: tf.cast(tf.constant(values), self._dtypes[name]) for name, values in inputs.items()}
         try:
             outputs = self._call(tensors)
         except tf.errors.OpError as error:
-            raise RuntimeError(error.message.splitlines()[0]) from error
-        return {name: each.numpy() for name, each in outputs.items()}
+            raise RuntimeError(_reason(error.message)) from error
+        return {name: _wide(each).numpy() for name, each in outputs.items()}
 
     @abc.abstractmethod
     def _call(self, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]: ...
@@ -64,6 +65,7 @@ class KerasModel(_TensorFlowModel):
         self._function = tf.function(
             lambda *tensors: call_named(model, list(tensors)), input_signature=signature, autograph=False
         )
+        self._dtypes = {each.name: each.dtype for each in signature}
         outputs = self._function.get_concrete_function().structured_outputs
         inputs = tuple(_info(each.name, each) for each in signature)
         results = tuple(_info(name, each) for name, each in outputs.items())
@@ -88,15 +90,17 @@ class SavedModel(_TensorFlowModel):
             self._loaded = tf.saved_model.load(str(path))
         signatures = dict(self._loaded.signatures)
         require(
-            _SIGNATURE in signatures or len(signatures) == 1,
-            f"{path} has the signatures {', '.join(signatures) or 'none'}, expected {_SIGNATURE!r}: save it with "
+            SIGNATURE in signatures or len(signatures) == 1,
+            f"{path} has the signatures {', '.join(signatures) or 'none'}, expected {SIGNATURE!r}: save it with "
             "model.export, or with tf.saved_model.save(..., signatures=...)",
         )
-        self._function = signatures.get(_SIGNATURE) or next(iter(signatures.values()))
+        name = SIGNATURE if SIGNATURE in signatures else next(iter(signatures))
+        self._function = signatures[name]
         given = self._function.structured_input_signature[1]
+        self._dtypes = {name: each.dtype for name, each in given.items()}
         inputs = tuple(_info(name, each) for name, each in given.items())
         results = tuple(_info(name, each) for name, each in self._function.structured_outputs.items())
-        super().__init__(Description("saved_model", inputs, results, batch_axis(inputs, results)))
+        super().__init__(Description("saved_model", inputs, results, batch_axis(inputs, results), {}, name))
 
     def _call(self, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return self._function(**tensors)
@@ -105,5 +109,20 @@ class SavedModel(_TensorFlowModel):
 def _info(name: str, spec: Any) -> TensorInfo:
     # Of an unknown rank nothing can be said but that there may be examples.
     shape = (-1,) if spec.shape.rank is None else tuple(-1 if size is None else size for size in spec.shape)
-    dtype = STRING if spec.dtype == tf.string else spec.dtype.name
+    # NumPy has no bfloat16, and float32 holds all of its values.
+    dtype = {tf.string: STRING, tf.bfloat16: "float32"}.get(spec.dtype, spec.dtype.name)
     return TensorInfo(name, shape, dtype, dtype)
+
+
+def _wide(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor
+
+
+def _reason(message: str) -> str:
+    """What went wrong, out of TensorFlow's message, which may begin with where and end with the node.
+
+    >>> _reason("Graph execution error:\\n\\nDetected at node G\\nindices[0] = 7 is not in [0, 1)\\n\\t [[{{node G}}]]")
+    'indices[0] = 7 is not in [0, 1)'
+    """
+    lines = [line.strip() for line in message.partition("\n\t [[")[0].splitlines() if line.strip()]
+    return lines[-1] if lines else message.strip()

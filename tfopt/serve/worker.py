@@ -25,9 +25,10 @@ def main(stream: Any) -> None:
     setup, _ = _read(stream) or ({}, [])
     try:
         model = load(setup["path"], setup["threads"])
+        model.description.check_types()
         shared = setup["shared"] or shared_rows(model, setup["most"])
     except Exception as error:  # noqa: BLE001 - handed on to the server, which tells whoever waits for the model
-        _write(stream, pack({"error": f"{error}"}))
+        _write(stream, pack({"error": f"{error}" or type(error).__name__}))
         return
     _write(stream, pack({"description": model.description.to_dict(), "shared": shared}))
     while frame := _read(stream):
