@@ -30,7 +30,7 @@ def stages(
     shift: int = 0,
     distill: bool = False,
     depthwise: bool = False,
-    refresh: int = 0,
+    refresh: int = 1,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
     qat_learning_rate: float = 5e-4,

@@ -30,7 +30,7 @@ class ClusteringCallback(keras.callbacks.Callback):
       per_channel: whether each output channel has clusters of its own, which loses less and compresses less.
       layers: names of layers, or a predicate over layers; None: every layer with a kernel of more weights than
         clusters.
-      refresh: steps after which each weight may change its cluster; 0: it stays where it began.
+      refresh: steps after which each weight may change to the cluster that it has come nearest to; 0: never.
 
     Raises:
       ValueError: for values out of range; before the first step, where nothing can be clustered.
@@ -51,7 +51,7 @@ class ClusteringCallback(keras.callbacks.Callback):
         initialization: Initialization = "kmeans++",
         per_channel: bool = False,
         layers: LayerSelection = None,
-        refresh: int = 0,
+        refresh: int = 1,
     ) -> None:
         super().__init__()
         check_method(number_of_clusters, initialization, refresh)

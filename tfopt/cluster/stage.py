@@ -46,7 +46,7 @@ class Cluster(Stage):
     initialization: Initialization = "kmeans++"
     per_channel: bool = False
     layers: LayerSelection = None
-    refresh: int = 0
+    refresh: int = 1
     fit: Fit = Fit(Cosine(5e-4))
     trains: ClassVar[bool] = True
 
