@@ -100,7 +100,7 @@ def test_zeros_and_clusters_are_in_the_mean(last):
     model = fitted(network(), *([pruning, averaging] if last else [averaging, pruning]))
     assert pruning.invariant.check(model) == []
     assert (model.get_layer("a").kernel.numpy() == 0).mean() == 0.5
-    clusters = tfopt.ClusteringCallback(4, layers=["a"])
+    clusters = tfopt.ClusteringCallback(4, layers=["a"], refresh=0)
     fitted(model, clusters, AveragingCallback())
     assert clusters.clusters == {model.get_layer("a").kernel.path: 4}
     assert (model.get_layer("a").kernel.numpy() == 0).mean() >= 0.5
@@ -119,6 +119,14 @@ def test_zeros_and_clusters_are_in_the_mean(last):
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         AveragingCallback(**arguments)
+
+
+def test_clusters_that_move_are_not_averaged():
+    model = network()
+    clusters = tfopt.ClusteringCallback(4, layers=["a"])
+    with pytest.raises(ValueError, match="a/kernel change their clusters .* refresh=0"):
+        fitted(model, clusters, AveragingCallback())
+    assert model.optimizer.iterations == 0
 
 
 def test_what_cannot_be_averaged_is_told_before_the_first_step():

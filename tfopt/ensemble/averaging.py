@@ -33,7 +33,7 @@ class AveragingCallback(keras.callbacks.Callback):
 
     Raises:
       ValueError: for values out of range; before the first step, where no step would count, the model is
-        quantization-aware, or it has BatchNormalization and there are no data.
+        quantization-aware, it has BatchNormalization and there are no data, or weights change their clusters.
 
     Sources: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018, arXiv:1803.05407;
     Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992.
@@ -116,6 +116,11 @@ class AveragingCallback(keras.callbacks.Callback):
     def _attach(self) -> None:
         steps = step_counter(self.model)
         for index, variable in enumerate(self.model.trainable_variables):
+            require(
+                not any(getattr(part, "refresh", 0) for part in getattr(variable.constraint, "parts", ())),
+                f"the weights of {variable.path} change their clusters while they train, and their mean would have more "
+                "values than clusters: pass refresh=0 to ClusteringCallback, or average in a training after it",
+            )
             mean = RunningMean(variable, self.decay, self.begin_step, self.frequency, steps)
             if self._restored:
                 mean.restore({key: self._restored[f"{index}_{key}"] for key in mean.state()})
