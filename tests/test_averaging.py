@@ -124,7 +124,7 @@ def test_arguments_out_of_range(arguments, message):
 def test_clusters_that_move_are_not_averaged():
     model = network()
     clusters = tfopt.ClusteringCallback(4, layers=["a"])
-    with pytest.raises(ValueError, match="a/kernel change their clusters .* refresh=0"):
+    with pytest.raises(ValueError, match="a/kernel change their clusters in .* refresh=0"):
         fitted(model, clusters, AveragingCallback())
     assert model.optimizer.iterations == 0
 

@@ -1,5 +1,6 @@
 """Servers under load, under fire, and on Ray: real processes are killed, files replaced, documents fuzzed."""
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -11,6 +12,7 @@ import time
 import httpx
 import keras
 import numpy as np
+import psutil
 import pytest
 
 from tests.processes import wait_until
@@ -317,6 +319,34 @@ def test_ray_replicas_give_the_same_bits(folder, x, monkeypatch):
         assert predict(client, "other", [[1]]).status_code == 404
         assert client.post("/v1/models/int8:predict", content=b"[" * 100_000).status_code == 400
         assert client.get("/v2/health/ready").json() == {"ready": True}
+
+
+def test_a_killed_replica_of_ray_costs_what_it_computes_and_comes_back(folder, x, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    wanted, clients = expected(folder, "int8", x[:8]), 8
+    with client_of(folder / "int8", engine="ray", replicas=2, name="int8") as client:
+
+        def replicas():
+            found = []
+            for each in psutil.Process(client.process.pid).children(recursive=True):
+                # Ray's processes come and go.
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found += [each] * each.name().startswith("ray::ServeRepl")
+            return found
+
+        wait_until(lambda: len(replicas()) == 2)
+        with Load(str(client.base_url), lambda c, _: infer(c, "int8", x[:8]), clients) as load:
+            wait_until(lambda: len(load.kept) > 100)
+            killed = replicas()[0]
+            killed.kill()
+            wait_until(lambda: len([each for each in replicas() if each.pid != killed.pid]) == 2)
+            seen = len(load.kept)
+            wait_until(lambda: len(load.kept) > seen + 100)
+    lost = [answer for _, answer in load.kept if answer.status_code != 200]
+    assert {each.status_code for each in lost} <= {503}
+    assert len(lost) <= clients
+    assert all("ask again" in each.json()["error"] for each in lost)
+    assert all((binary_answer(each) == wanted).all() for _, each in load.kept if each.status_code == 200)
 
 
 def test_ray_with_a_token_and_autoscaling(folder, x, monkeypatch, tmp_path):

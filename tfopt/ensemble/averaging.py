@@ -118,7 +118,7 @@ class AveragingCallback(keras.callbacks.Callback):
         for index, variable in enumerate(self.model.trainable_variables):
             require(
                 not any(getattr(part, "refresh", 0) for part in getattr(variable.constraint, "parts", ())),
-                f"the weights of {variable.path} change their clusters while they train, and their mean would have more "
+                f"the weights of {variable.path} change their clusters in training, and their mean would have more "
                 "values than clusters: pass refresh=0 to ClusteringCallback, or average in a training after it",
             )
             mean = RunningMean(variable, self.decay, self.begin_step, self.frequency, steps)

@@ -18,6 +18,7 @@ from tfopt.serve.settings import Access, Settings
 
 logger = logging.getLogger("tfopt.serve")
 NAME = "tfopt"
+_LOST_REPLICAS = pathlib.Path(__file__).parent / "proxy" / "lost_replicas.py"
 
 
 class Replica:
@@ -79,6 +80,7 @@ def run_ray(
     else:
         # Replicas that wait for a processor would never start.
         processors = max(os.cpu_count() or 1, max(most, settings.replicas) * settings.threads)
+        _let_the_proxy_find(_LOST_REPLICAS)
         ray.init(num_cpus=processors, include_dashboard=False, log_to_driver=True)
     # Ray has handlers of its own, which end the process at once.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,6 +102,13 @@ def run_ray(
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _let_the_proxy_find(module: pathlib.Path) -> None:
+    """Has the processes of Ray that are started from here import a module's middlewares into the proxy."""
+    paths = [str(module.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = f"{module.stem}:middlewares"
 
 
 def _deployment(settings: Settings, access: Access, arguments: list[str], version: str, most: int) -> Any:
