@@ -39,6 +39,7 @@ def test_values_of_another_range():
     np.testing.assert_allclose((made + 1) / 2, AugmentationLayer(chain, seed=1)(x, training=True), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_in_a_model_that_is_saved_trained_and_exported(tmp_path):
     base = small_model()
     layer = AugmentationLayer((augment.Flip(), augment.PadCrop(1)), seed=5, name="augment")

@@ -329,6 +329,7 @@ def test_a_second_process_is_kept_out_of_a_workdir(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_zeros_last_through_further_training_reload_and_export(data, tmp_path):
     stages = [
         tfopt.Prune(0.7, 2, fit=FIT),

@@ -63,7 +63,7 @@ STAGES = {
 # They train or measure longer than the others.
 SLOW = (
     *("Benchmark", "AnalyzeSensitivity", "PruneChannels", "Cluster", "Prune", "Distill"),
-    *("Ensemble", "AverageWeights", "DistillInto"),
+    *("Ensemble", "AverageWeights", "DistillInto", "Fuse", "Build", "LoadModel"),
 )
 
 

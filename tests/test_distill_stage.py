@@ -33,6 +33,7 @@ def flat(classes=3, shape=(8, 8, 2)):
     return keras.Sequential([keras.Input(shape), *hidden, layers.Dense(classes, "softmax", name="out")], name="flat")
 
 
+@pytest.mark.slow
 def test_sparsity_holds_while_distilling_down_to_the_file(teacher, data, tmp_path):
     stages = [
         tfopt.Distill(teacher, 3, features=[("hidden", "hidden"), Attention("pool")], fit=FIT),
@@ -135,6 +136,7 @@ def test_two_replicas_train_as_one_device(cached, teacher, data, mirrored, tmp_p
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_weights_of_examples_and_classes(teacher, tmp_path):
     x, y = blobs()
     weighted = tfopt.from_arrays((x, y, np.where(y == 0, 0.0, 1.0).astype("float32")), batch_size=24, name="w")

@@ -302,6 +302,7 @@ def test_no_product_is_made_of_weights_under_a_promise():
         assert "promise about" in found.skipped[0]["reason"]
 
 
+@pytest.mark.slow
 def test_before_quantization_in_a_chain(data, tmp_path):
     fit = tfopt.Fit(3e-3)
     stages = [tfopt.Train(1, fit), Fuse(), tfopt.QuantizeAware(1, fit=fit), tfopt.ExportTFLite(max_drop=1.0)]

@@ -61,7 +61,7 @@ def test_each_trains_loses_channels_and_becomes_an_int8_file(name, tmp_path):
     assert tfopt.float_islands(aware) == {}
 
 
-@pytest.mark.parametrize("name", quick(MODELS, "resnet8", "text_gru"))
+@pytest.mark.parametrize("name", quick(MODELS, "text_gru"))
 def test_the_seed_gives_the_weights(name):
     made = []
     for seed in (1, 1, 2):
@@ -162,6 +162,7 @@ def test_widths_are_rounded_as_in_the_papers():
     assert strides_for((8, 96, 1), [2, 2, 1]) == [1, 2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_chain_begins_with_any(data, tmp_path):
     options = {"width": 0.1, "head": 16}

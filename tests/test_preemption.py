@@ -93,6 +93,7 @@ def test_outside_of_a_training_a_sigterm_ends_at_once():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_frozen_ranges_when_the_epoch_goes_on(trained, tmp_path):
     data = tfopt.from_arrays(blobs(240), batch_size=16)
 

@@ -146,6 +146,7 @@ def test_a_model_survives_saving(cases, tmp_path):
     assert constants[0] == constants[1]
 
 
+@pytest.mark.slow
 def test_parity_is_not_to_be_had_with_another_range(cases):
     model = cases[8].model
     quantizer = model.get_layer("hidden_clip")
@@ -203,6 +204,7 @@ def test_a_symmetric_range_cuts_as_the_relu_does():
     assert float(quantizer.live_scale()) == pytest.approx(6 / 32767)
 
 
+@pytest.mark.slow
 def test_stages_call_the_file_what_it_is(data, tmp_path):
     keras.utils.set_random_seed(0)
     work = tfopt.Work(small_model(), data, tmp_path / "run")

@@ -120,6 +120,7 @@ def test_model_trains_reloads_and_is_int8(group_of, group, tmp_path):
         np.testing.assert_array_equal(reloaded[name], values, err_msg=name)
 
 
+@pytest.mark.slow
 def test_4_bit_files_give_the_models_integers(tmp_path):
     """Built-in kernels run convolutions and round twice; XNNPACK runs averages and dense layers and rounds once."""
     keras.utils.set_random_seed(1)

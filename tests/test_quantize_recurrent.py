@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfopt
+from tests.conftest import quick
 from tfopt.measure.file import weight_tensors
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.island import float_islands
@@ -134,7 +135,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("case", FILES)
+@pytest.mark.parametrize("case", quick(FILES, "gru", "masked lstm"))
 def test_the_file_is_all_integers_and_computes_what_the_model_computes(case, tmp_path):
     aware = tfopt.quantize_aware(lively(ARITHMETIC[case]()))
     x = words() if "masked" in case else sequences()
@@ -267,6 +268,7 @@ def test_initial_states_beyond_the_range_of_a_gru_are_refused():
     tfopt.quantize_aware(keras.Model([frames, *states], layers.LSTM(4)(frames, initial_state=states)))
 
 
+@pytest.mark.slow
 def test_a_long_sequence_is_a_float_loop_inside_an_integer_file(tmp_path):
     steps = MAX_STEPS + 1
     loops = layers.LSTM(4, name="one"), layers.GRU(4, return_sequences=True, name="two")

@@ -187,6 +187,7 @@ def test_smoothed_labels_meet_weights(weigh, tmp_path):
     assert type(after.loss) is keras.losses.SparseCategoricalCrossentropy
 
 
+@pytest.mark.slow
 def test_smoothing_makes_a_model_less_sure(data, tmp_path):
     x, _ = blobs(60, seed=3)
     sure = [

@@ -120,6 +120,7 @@ def test_micro_batches_train_as_the_whole_batch(on, mirrored):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_local_sgd_takes_the_mean_of_what_replicas_learn(mirrored):
     x, y = examples()
     batches = tf.data.Dataset.from_tensor_slices((x[:64], y[:64])).batch(16)

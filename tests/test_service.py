@@ -70,6 +70,7 @@ def test_each_element_once_an_epoch_as_without_a_service(address):
     assert bits(remote.test) == bits(data.test)
 
 
+@pytest.mark.slow
 def test_rows_of_files_through_a_snapshot(address, tmp_path):
     """Python code cannot be called by other processes: what it made is in a snapshot."""
     np.save(tmp_path / "x.npy", np.arange(SIZE * 4, dtype="float32").reshape(SIZE, 4))

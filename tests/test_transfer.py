@@ -60,6 +60,7 @@ class Residual(layers.Layer):
         return self.gain * inputs + self.inner(inputs)
 
 
+@pytest.mark.slow
 def test_weights_beside_a_layer_inside_are_frozen_with_it(data, tmp_path):
     with keras.saving.custom_object_scope({"Residual": Residual}):
         stack = [keras.Input((8, 8, 2)), Residual(name="residual"), layers.Flatten(), layers.Dense(3, name="out")]

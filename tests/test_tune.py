@@ -198,6 +198,7 @@ def steps(folder):
     return [each.intermediate_values for each in optuna.load_study(study_name="search", storage=storage).trials]
 
 
+@pytest.mark.slow
 def test_bad_trials_end_within_a_training(by_rate, tmp_path):
     optuna = pytest.importorskip("optuna")
     pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=3)
