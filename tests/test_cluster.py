@@ -12,6 +12,7 @@ import tfopt
 from tests.conftest import blobs, quick, small_model
 from tests.test_patterns import weights_in
 from tfopt.cluster.centroids import first_centroids, nearest
+from tfopt.cluster.keep import KeepClusters
 
 values = arrays.arrays("float32", st.integers(20, 60), elements=st.floats(-2, 2, width=16), unique=True)
 
@@ -137,6 +138,29 @@ def test_two_replicas_train_as_one_device_does(mirrored):
         return losses
 
     assert losses(mirrored) == pytest.approx(losses(tf.distribute.get_strategy()), rel=1e-4)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_kept_clusters_let_weights_change_theirs(per_channel):
+    model, before, *_ = clustered(4, per_channel=per_channel)
+    kernel = model.get_layer("hidden").kernel
+    old = kernel.numpy().reshape(-1, kernel.shape[-1])
+    x, y = blobs(96)
+    # Another training: what clustered it is gone.
+    again = keras.models.clone_model(model)
+    again.set_weights(model.get_weights())
+    again.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy", jit_compile=False)
+    kept = KeepClusters(before.invariant, again)
+    again.fit(x, y, batch_size=8, epochs=4, verbose=0, callbacks=[kept])
+    assert all(count <= before.clusters[path] for path, count in kept.clusters.items())
+    assert kept.clusters.keys() == before.clusters.keys()
+    assert kept.invariant.per_channel is per_channel
+    new = again.get_layer("hidden").kernel.numpy().reshape(old.shape)
+    for a, b in zip(old.T, new.T, strict=True) if per_channel else [(old.ravel(), new.ravel())]:
+        assert len(np.unique(b)) <= 4
+    # Weights that shared a value share one no more.
+    together = np.unique(old.ravel(), return_inverse=True)[1]
+    assert any(len(np.unique(new.ravel()[together == each])) > 1 for each in range(together.max() + 1))
 
 
 def test_channels_have_clusters_of_their_own():

@@ -17,6 +17,7 @@ class Clustered(Config):
 
     Args:
       targets: by variable path, the number of different values, at least 1.
+      per_channel: whether each slice along the last axis has clusters of its own; `targets` count them all.
 
     Raises:
       ValueError: for a number below 1.
@@ -26,6 +27,7 @@ class Clustered(Config):
     """
 
     targets: Mapping[str, int]
+    per_channel: bool = False
     kind: ClassVar[str] = "clustered"
 
     def __post_init__(self) -> None:
@@ -70,11 +72,13 @@ class Clustered(Config):
 
     def follow(self, renamed: Mapping[str, str]) -> "Clustered":
         """The same promise for variables with new paths."""
-        return Clustered({renamed.get(path, path): count for path, count in self.targets.items()})
+        return dataclasses.replace(
+            self, targets={renamed.get(path, path): count for path, count in self.targets.items()}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `from_dict` makes the same promise."""
-        return {"kind": self.kind, "targets": dict(self.targets)}
+        return {"kind": self.kind, "targets": dict(self.targets), "per_channel": self.per_channel}
 
 
 class FixedClusters:

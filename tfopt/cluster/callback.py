@@ -72,14 +72,14 @@ class ClusteringCallback(keras.callbacks.Callback):
     @property
     def invariant(self) -> Clustered:
         """The promise that the clustered variables have no more different values."""
-        return Clustered(self.clusters)
+        return Clustered(self.clusters, self.per_channel)
 
     def set_model(self, model: keras.Model) -> None:
         """Checks what there is to cluster."""
         super().set_model(model)
         self._started = False
         if model is not self._clustered_model:
-            clustered_variables(model, self.layers, self.number_of_clusters, self.per_channel)
+            self._choose()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Before the first step, clusters the weights and attaches the constraints."""
@@ -111,16 +111,18 @@ class ClusteringCallback(keras.callbacks.Callback):
         """Takes up what `state` gave when training starts."""
         self._restored = state
 
-    def _attach(self) -> None:
+    def _choose(self) -> list[tuple[keras.Variable, int]]:
+        """The variables to cluster, each with its number of clusters."""
         variables, self.skipped = clustered_variables(
             self.model, self.layers, self.number_of_clusters, self.per_channel
         )
+        return [(variable, self.number_of_clusters) for variable in variables]
+
+    def _attach(self) -> None:
         steps = step_counter(self.model)
         self._shared = []
-        for variable in variables:
-            shared = SharedValues(
-                variable, self.number_of_clusters, self.initialization, self.per_channel, self.refresh, steps
-            )
+        for variable, count in self._choose():
+            shared = SharedValues(variable, count, self.initialization, self.per_channel, self.refresh, steps)
             add_constraints(variable, [shared])
             self._shared.append(shared)
         self._clustered_model = self.model

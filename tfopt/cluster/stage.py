@@ -63,7 +63,7 @@ class Cluster(Stage):
         require_order(work, "clusters")
         variables, _ = self._variables(work.need_model())
         sizes = {each.path: self.number_of_clusters * (each.shape[-1] if self.per_channel else 1) for each in variables}
-        return work.replace(invariants=(*work.invariants, Clustered(sizes)), trained=True)
+        return work.replace(invariants=(*work.invariants, Clustered(sizes, self.per_channel)), trained=True)
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Clusters."""
@@ -72,7 +72,7 @@ class Cluster(Stage):
         )
         model, history = train_in(self, work, self.epochs, self.fit, callbacks=[callback])
         variables, skipped = self._variables(model)
-        promise = Clustered({each.path: len(np.unique(each)) for each in variables})
+        promise = Clustered({each.path: len(np.unique(each)) for each in variables}, self.per_channel)
         after = work.replace(model=model, invariants=(*work.invariants, promise), trained=True)
         note = (
             f"{len(promise.targets)} kernels have {max(promise.targets.values())} different values at most: the "

@@ -5,6 +5,8 @@ import math
 import pathlib
 from typing import Any, ClassVar, Literal
 
+from tfopt.cluster.keep import KeepClusters
+from tfopt.clusters import Clustered
 from tfopt.config import require, require_fraction
 from tfopt.distill.accuracy import teacher_notes
 from tfopt.quantize.aware import rewrite_model
@@ -26,7 +28,7 @@ class QuantizeAware(Stage):
     """Trains on with the rounding of the integer file, from calibrated ranges, and keeps every promise.
 
     What earlier stages promised of the weights is promised of the copies that are trained here, and so of the integers
-    in the file: zeros stay zeros, clusters stay clusters.
+    in the file: zeros stay zeros, clusters stay clusters, though a weight may change to another one.
 
     Args:
       epochs: passes over the training split, at least 1.
@@ -84,15 +86,18 @@ class QuantizeAware(Stage):
         calibrate(aware, data)
         # Whole epochs: so the same step begins it whatever steps_per_execution is.
         fixed = min(math.ceil(self.freeze * self.epochs), self.epochs - 1)
-        callbacks = [FreezeRanges((self.epochs - fixed) * data.steps_per_epoch)] if fixed else []
+        callbacks: list[Any] = [FreezeRanges((self.epochs - fixed) * data.steps_per_epoch)] if fixed else []
+        # Replicas that train by themselves would move weights between clusters each in its own way.
+        moving = Clustered if self.fit.synchronize_every == 1 else ()
+        clusters = [each for each in ready.invariants if isinstance(each, moving)]
         aware, history = train_in(
             self,
             work,
             self.epochs,
             dataclasses.replace(self.fit, precision="float32"),
             model=aware,
-            keep=ready.invariants,
-            callbacks=callbacks,
+            keep=[each for each in ready.invariants if each not in clusters],
+            callbacks=[*callbacks, *(KeepClusters(each, aware) for each in clusters)],
         )
         islands = float_islands(aware)
         skipped = [{"layer": name, "reason": reason} for name, reason in islands.items()]

@@ -1,0 +1,47 @@
+"""`KeepClusters`: clusters that were promised, in a later training: as few as they are, and still learning."""
+
+import keras
+import numpy as np
+
+from tfopt.cluster.callback import ClusteringCallback
+from tfopt.clusters import Clustered
+
+
+class KeepClusters(ClusteringCallback):
+    """Begins with the clusters that a model has; each weight may change to the nearest one at every step.
+
+    Where the promise's own constraint fixes which weights share a value, training that moves them all, as
+    quantization-aware training does, loses what weights at the border between two clusters could gain.
+
+    Args:
+      promise: which variables are clustered.
+      model: with the clusters, as it is before training.
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")], name="net")
+    >>> model.layers[0].kernel.assign(np.sign(model.layers[0].kernel))
+    <Variable path=net/head/kernel, shape=(8, 4), dtype=float32, value=...
+    >>> model.compile("sgd", "mse")
+    >>> kept = KeepClusters(Clustered({"net/head/kernel": 2}), model)
+    >>> _ = model.fit(np.ones((8, 8)), np.ones((8, 4)), verbose=0, callbacks=[kept])
+    >>> kept.clusters
+    {'net/head/kernel': 2}
+    """
+
+    def __init__(self, promise: Clustered, model: keras.Model) -> None:
+        super().__init__(max(2, *promise.targets.values()), per_channel=promise.per_channel)
+        # Those before training: a training that goes on from a checkpoint may have lost one, and has room for it.
+        self._counts = {
+            variable.path: _count(keras.ops.convert_to_numpy(variable), promise.per_channel)
+            for variable in model.trainable_variables
+            if variable.path in promise.targets
+        }
+
+    def _choose(self) -> list[tuple[keras.Variable, int]]:
+        variables = self.model.trainable_variables
+        return [(each, self._counts[each.path]) for each in variables if each.path in self._counts]
+
+
+def _count(kernel: np.ndarray, per_channel: bool) -> int:
+    if not per_channel:
+        return len(np.unique(kernel))
+    return max(len(np.unique(channel)) for channel in kernel.reshape(-1, kernel.shape[-1]).T)
