@@ -7,6 +7,8 @@ import pytest
 import tfopt
 from tests.conftest import blobs, quick, small_model
 from tests.test_train import fitted, linear, same
+from tfopt.cluster.keep import KeepClusters
+from tfopt.clusters import Clustered
 from tfopt.evaluation import evaluate
 from tfopt.train.checkpoint import read_checkpoint, write_checkpoint
 
@@ -84,6 +86,24 @@ def test_a_training_that_was_broken_off_ends_with_the_same_bits(way, tmp_path):
     if way == "mixed_float16":
         # Keras' dynamic scale starts at 2 ** 15 and halves at each overflow.
         assert {2.0**power for power in range(15)} & {float(each) for each in ends[0].values() if each.shape == ()}
+
+
+def test_clusters_that_move_end_with_the_same_bits(tmp_path):
+    def run(folder, *callbacks):
+        keras.utils.set_random_seed(1)
+        model = small_model(dropout=0.0)
+        kernel = model.get_layer("hidden").kernel
+        kernel.assign(np.round(kernel * 8) / 8)
+        promise = Clustered({kernel.path: len(np.unique(kernel))})
+        return fitted(tmp_path / folder, data, model, callbacks=[KeepClusters(promise, model), *callbacks])[0], promise
+
+    data = tfopt.from_arrays(blobs(72), batch_size=16)
+    whole, promise = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", Crash(2, 2))
+    resumed, _ = run("broken", Crash())
+    assert promise.check(resumed) == []
+    assert same(whole, resumed)
 
 
 def test_momentum_is_taken_up(data, tmp_path, monkeypatch):

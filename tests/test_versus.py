@@ -8,7 +8,7 @@ import pytest
 
 import tfopt
 from recipes import compare
-from recipes.benchmarks import engines, versus_tfmot
+from recipes.benchmarks import engine_table, engines, versus_tfmot
 from recipes.benchmarks.engines import PEERS, TECHNIQUES, Contest, Rows
 from tests.conftest import blobs
 
@@ -46,20 +46,20 @@ def test_the_table_means_over_seeds_and_says_where_tfmot_is_ahead():
         row("TFMOT", seed=1, accuracy=0.97, gzip_bytes=600, sparsity=0.7, promises="1 lost: x"),
         {**row("TFMOT", "CQAT"), "ran": False, "error": "RuntimeError: no"},
     ]
-    merged = engines.merged(rows)
+    merged = engine_table.merged(rows)
     assert [(each["technique"], each["engine"], each["seeds"]) for each in merged] == [
         ("PQAT", "tfopt", 2),
         ("PQAT", "TFMOT", 2),
         ("CQAT", "TFMOT", 0),
     ]
-    assert engines.cells(merged[0])[0] == "0.9100 (0.9000 to 0.9200)"
-    assert engines.cells(merged[2])[0] == "did not run"
-    assert engines.remarks(rows) == [
+    assert engine_table.cells(merged[0])[0] == "0.9100 (0.9000 to 0.9200)"
+    assert engine_table.cells(merged[2])[0] == "did not run"
+    assert engine_table.remarks(rows) == [
         "m, PQAT, TFMOT: 1 lost: x",
         "m, CQAT, TFMOT: RuntimeError: no",
         "m, PQAT: TFMOT is ahead in accuracy, 0.96 for 0.91",
     ]
-    text = engines.markdown(rows, "t", ["a note"])
+    text = engine_table.markdown(rows, "t", ["a note"])
     assert text.count("\n| ") == 4
     assert "- a note" in text
 
@@ -109,7 +109,7 @@ def test_what_tf_keras_does_not_have_is_timed_on_tfopt_alone(data, tmp_path):
 
 
 def test_a_log_has_the_figures_in_full(tmp_path, capsys):
-    engines.publish([row(gzip_bytes=1_234_567)], tmp_path, "wide", [])
+    engine_table.publish([row(gzip_bytes=1_234_567)], tmp_path, "wide", [])
     assert "1,234,567" in capsys.readouterr().out
 
 

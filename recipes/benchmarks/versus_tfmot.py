@@ -19,7 +19,8 @@ import keras
 from absl import flags
 
 import tfopt
-from recipes.benchmarks.engines import FAILURES, TECHNIQUES, Budget, Contest, Rows, Timing, compete, publish
+from recipes.benchmarks.engine_table import publish
+from recipes.benchmarks.engines import FAILURES, TECHNIQUES, Budget, Contest, Rows, Timing, compete
 from tfopt.config import did_you_mean, require
 from tfopt.report import describe_environment
 
