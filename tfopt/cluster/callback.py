@@ -62,6 +62,7 @@ class ClusteringCallback(keras.callbacks.Callback):
         self._clustered_model: keras.Model | None = None
         self._restored: Mapping[str, np.ndarray] | None = None
         self._started = False
+        self._last_step: int | None = None
 
     @property
     def clusters(self) -> dict[str, int]:
@@ -122,7 +123,9 @@ class ClusteringCallback(keras.callbacks.Callback):
         steps = step_counter(self.model)
         self._shared = []
         for variable, count in self._choose():
-            shared = SharedValues(variable, count, self.initialization, self.per_channel, self.refresh, steps)
+            shared = SharedValues(
+                variable, count, self.initialization, self.per_channel, self.refresh, steps, self._last_step
+            )
             add_constraints(variable, [shared])
             self._shared.append(shared)
         self._clustered_model = self.model

@@ -8,7 +8,7 @@ from tfopt.clusters import Clustered
 
 
 class KeepClusters(ClusteringCallback):
-    """Begins with the clusters that a model has; each weight may change to the nearest one at every step.
+    """Begins with the clusters that a model has; up to a step, weights may change to the nearest one.
 
     Where the promise's own constraint fixes which weights share a value, training that moves them all, as
     quantization-aware training does, loses what weights at the border between two clusters could gain.
@@ -16,6 +16,7 @@ class KeepClusters(ClusteringCallback):
     Args:
       promise: which variables are clustered.
       model: with the clusters, as it is before training.
+      last: the step after which no weight changes its cluster; None: they go on.
 
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")], name="net")
     >>> model.layers[0].kernel.assign(np.sign(model.layers[0].kernel))
@@ -27,8 +28,9 @@ class KeepClusters(ClusteringCallback):
     {'net/head/kernel': 2}
     """
 
-    def __init__(self, promise: Clustered, model: keras.Model) -> None:
+    def __init__(self, promise: Clustered, model: keras.Model, last: int | None = None) -> None:
         super().__init__(max(2, *promise.targets.values()), per_channel=promise.per_channel)
+        self._last_step = last
         # Those before training: a training that goes on from a checkpoint may have lost one, and has room for it.
         self._counts = {
             variable.path: _count(keras.ops.convert_to_numpy(variable), promise.per_channel)

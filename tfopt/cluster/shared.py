@@ -22,6 +22,7 @@ class SharedValues:
       per_channel: whether each slice along the last axis has clusters of its own.
       refresh: steps after which each weight may change to the cluster that it has come nearest to; 0: never.
       iterations: the optimizer's own count of steps.
+      last: the step after which no weight changes its cluster; None: they go on.
 
     Source: Han et al., Deep Compression, 2016, arXiv:1510.00149, section 3.3.
     """
@@ -34,8 +35,9 @@ class SharedValues:
         per_channel: bool,
         refresh: int,
         iterations: keras.Variable,
+        last: int | None = None,
     ) -> None:
-        self.variable, self.refresh, self.iterations = variable, refresh, iterations
+        self.variable, self.refresh, self.iterations, self.last = variable, refresh, iterations, last
         values = keras.ops.convert_to_numpy(variable).astype("float32")
         self.count = count - bool((values == 0).any())
         self.rows = values.shape[-1] if per_channel else 1
@@ -63,8 +65,11 @@ class SharedValues:
             self.free.assign_add((matrix - self._shared(tf.convert_to_tensor(self.centroids))) * self.alive)
             # Constraints run before the optimizer counts the step they belong to.
             step = tf.cast(self.iterations, tf.int64) + 1
-            tf.cond(step % self.refresh == 0, self._reassign, lambda: None)
-            matrix = tf.where(step % self.refresh == 0, tf.convert_to_tensor(self.free), matrix)
+            is_due = step % self.refresh == 0
+            if self.last is not None:
+                is_due &= step <= self.last
+            tf.cond(is_due, self._reassign, lambda: None)
+            matrix = tf.where(is_due, tf.convert_to_tensor(self.free), matrix)
         centroids = self._means(matrix, tf.convert_to_tensor(self.centroids))
         self.centroids.assign(centroids)
         return tf.cast(self._to_kernel(self._shared(centroids)), value.dtype)

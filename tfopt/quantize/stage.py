@@ -86,7 +86,8 @@ class QuantizeAware(Stage):
         calibrate(aware, data)
         # Whole epochs: so the same step begins it whatever steps_per_execution is.
         fixed = min(math.ceil(self.freeze * self.epochs), self.epochs - 1)
-        callbacks: list[Any] = [FreezeRanges((self.epochs - fixed) * data.steps_per_epoch)] if fixed else []
+        first_fixed = (self.epochs - fixed) * data.steps_per_epoch
+        callbacks: list[Any] = [FreezeRanges(first_fixed)] if fixed else []
         # Replicas that train by themselves would move weights between clusters each in its own way.
         moving = Clustered if self.fit.synchronize_every == 1 else ()
         clusters = [each for each in ready.invariants if isinstance(each, moving)]
@@ -97,7 +98,7 @@ class QuantizeAware(Stage):
             dataclasses.replace(self.fit, precision="float32"),
             model=aware,
             keep=[each for each in ready.invariants if each not in clusters],
-            callbacks=[*callbacks, *(KeepClusters(each, aware) for each in clusters)],
+            callbacks=[*callbacks, *(KeepClusters(each, aware, first_fixed) for each in clusters)],
         )
         islands = float_islands(aware)
         skipped = [{"layer": name, "reason": reason} for name, reason in islands.items()]
