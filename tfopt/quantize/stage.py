@@ -28,7 +28,8 @@ class QuantizeAware(Stage):
     """Trains on with the rounding of the integer file, from calibrated ranges, and keeps every promise.
 
     What earlier stages promised of the weights is promised of the copies that are trained here, and so of the integers
-    in the file: zeros stay zeros, clusters stay clusters, though a weight may change to another one.
+    in the file: zeros stay zeros, clusters stay clusters, though weights may change to another one until the
+    ranges are fixed.
 
     Args:
       epochs: passes over the training split, at least 1.
