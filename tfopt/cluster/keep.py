@@ -19,8 +19,7 @@ class KeepClusters(ClusteringCallback):
       last: the step after which no weight changes its cluster; None: they go on.
 
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")], name="net")
-    >>> model.layers[0].kernel.assign(np.sign(model.layers[0].kernel))
-    <Variable path=net/head/kernel, shape=(8, 4), dtype=float32, value=...
+    >>> _ = model.layers[0].kernel.assign(np.sign(model.layers[0].kernel))
     >>> model.compile("sgd", "mse")
     >>> kept = KeepClusters(Clustered({"net/head/kernel": 2}), model)
     >>> _ = model.fit(np.ones((8, 8)), np.ones((8, 4)), verbose=0, callbacks=[kept])
