@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 from hypothesis.extra import numpy as arrays
 
@@ -50,7 +50,12 @@ def test_votes_are_shares_of_the_members():
     assert np.allclose(combine(np.array([[[0.7]], [[0.4]], [[0.9]]]), "vote"), [[2 / 3]])
 
 
+FLAT = np.full((3, 6), 0.53125)
+FLAT[0, 0] = 0.5390625
+
+
 @given(arrays.arrays(np.float64, (3, 6), elements=some.floats(0.01, 1)))
+@example(FLAT)
 def test_no_other_mixture_is_likelier(likelihoods):
     weights = mixture_weights(likelihoods)
     assert weights.sum() == pytest.approx(1)
