@@ -23,7 +23,7 @@ from absl import flags
 import tfopt
 from recipes.benchmarks.engines import TECHNIQUES, Budget
 from recipes.benchmarks.turns import added_memory, time_in_turns
-from tfopt.cluster.keep import KeepClusters
+from tfopt.cluster.keep import moving_clusters
 from tfopt.clusters import Clustered
 from tfopt.invariants import Sparsity, keeping
 from tfopt.kernels import select_kernels
@@ -90,9 +90,9 @@ def training(variant: str, budget: Budget, stack: contextlib.ExitStack) -> Calla
         callbacks = [tfopt.ClusteringCallback(budget.clusters)]
     elif last == "QuantizeAware":
         model, renamed = rewrite_model(model, 8, 8, None, "raise")
-        promises = [each.follow(renamed) for each in promises]
-        callbacks = [KeepClusters(each, model) for each in promises if isinstance(each, Clustered)]
-        stack.enter_context(keeping(model, [each for each in promises if isinstance(each, Sparsity)]))
+        clusters, keep = moving_clusters([each.follow(renamed) for each in promises], model)
+        callbacks += clusters
+        stack.enter_context(keeping(model, keep))
     model.compile("adam", "mean_squared_error", jit_compile=False)
     return lambda: model.fit(data, epochs=1, verbose=0, shuffle=False, callbacks=callbacks)
 

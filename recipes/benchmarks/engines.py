@@ -256,6 +256,7 @@ def compete(
     Raises:
       ModuleNotFoundError: TFMOT is not installed.
     """
+    # Before anything is trained.
     stages_on("TFMOT", [tfopt.Prune()])
     for contest in contests:
         before = len(rows.read())

@@ -1,10 +1,13 @@
 """`KeepClusters`: clusters that were promised, in a later training: as few as they are, and still learning."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
 from tfopt.cluster.callback import ClusteringCallback
 from tfopt.clusters import Clustered
+from tfopt.invariants import Invariant
 
 
 class KeepClusters(ClusteringCallback):
@@ -40,6 +43,14 @@ class KeepClusters(ClusteringCallback):
     def _choose(self) -> list[tuple[keras.Variable, int]]:
         variables = self.model.trainable_variables
         return [(each, self._counts[each.path]) for each in variables if each.path in self._counts]
+
+
+def moving_clusters(
+    promises: Sequence[Invariant], model: keras.Model, last: int | None = None
+) -> tuple[list[KeepClusters], list[Invariant]]:
+    """Callbacks that keep the promised clusters of a model, and the promises that are left for constraints."""
+    clusters = [KeepClusters(each, model, last) for each in promises if isinstance(each, Clustered)]
+    return clusters, [each for each in promises if not isinstance(each, Clustered)]
 
 
 def _count(kernel: np.ndarray, per_channel: bool) -> int:

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from tfopt.cluster.keep import KeepClusters
-from tfopt.clusters import Clustered
+from tfopt.cluster.keep import moving_clusters
 from tfopt.config import require, require_fraction
 from tfopt.distill.accuracy import teacher_notes
+from tfopt.invariants import Invariant
 from tfopt.quantize.aware import rewrite_model
 from tfopt.quantize.calibrate import calibrate
 from tfopt.quantize.callback import FreezeRanges
@@ -89,17 +90,19 @@ class QuantizeAware(Stage):
         fixed = min(math.ceil(self.freeze * self.epochs), self.epochs - 1)
         first_fixed = (self.epochs - fixed) * data.steps_per_epoch
         callbacks: list[Any] = [FreezeRanges(first_fixed)] if fixed else []
+        keep: Sequence[Invariant] = ready.invariants
         # Replicas that train by themselves would move weights between clusters each in its own way.
-        moving = Clustered if self.fit.synchronize_every == 1 else ()
-        clusters = [each for each in ready.invariants if isinstance(each, moving)]
+        if self.fit.synchronize_every == 1:
+            clusters, keep = moving_clusters(keep, aware, first_fixed)
+            callbacks += clusters
         aware, history = train_in(
             self,
             work,
             self.epochs,
             dataclasses.replace(self.fit, precision="float32"),
             model=aware,
-            keep=[each for each in ready.invariants if each not in clusters],
-            callbacks=[*callbacks, *(KeepClusters(each, aware, first_fixed) for each in clusters)],
+            keep=keep,
+            callbacks=callbacks,
         )
         islands = float_islands(aware)
         skipped = [{"layer": name, "reason": reason} for name, reason in islands.items()]
