@@ -26,12 +26,12 @@ from tfopt.analyze.allocate import allocate_zeros
 from tfopt.tune.auto import _mildest
 from tfopt.tune.options import Option, Options, require_conceivable
 from tfopt.tune.reference import measure_reference
-from tfopt.tune.widths import cheapest, narrowed, strain, widths_by_latency
+from tfopt.tune.widths import cheapest, latency_table, narrowed, strain, widths_by_latency
 
 
 def option(width=1.0, zeros=0.0, few_bits=(), size=100.0):
     channels = {"conv": int(100 * width)} if width < 1 else {}
-    return Option(channels, zeros, few_bits, 1 - width, width, size, size, None)
+    return Option((), channels, zeros, few_bits, 1 - width, width, size, size, None)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,8 @@ def test_channels_that_save_no_time_stay():
         # Only the convolution counts.
         return 0.2 + 0.1 * smaller.get_layer("conv").filters
 
-    widths = widths_by_latency(model, found, time)
+    table = latency_table(model, found, time)
+    widths = widths_by_latency(table)
     assert widths[0] == {"conv": 4}
     assert widths[-1] == {"conv": 4}
     assert strain(model, found, {"conv": 4, "hidden": 6}) == pytest.approx(math.sqrt(2) * 0.05)

@@ -9,7 +9,7 @@ from tfopt.invariants import Sparsity
 from tfopt.quantize.frozen import is_quantized
 from tfopt.stage import Work
 
-Change = Literal["zeros", "clusters", "channels"]
+Change = Literal["zeros", "clusters", "channels", "blocks"]
 
 
 def require_order(work: Work, change: Change, paths: Collection[str] = ()) -> None:
@@ -18,7 +18,8 @@ def require_order(work: Work, change: Change, paths: Collection[str] = ()) -> No
     Args:
       work: before the stage.
       change: "zeros": weights become zero. "clusters": weights come to share values. "channels": channels go.
-      paths: of the variables that change.
+        "blocks": residual blocks go.
+      paths: of the variables that change, or that go.
 
     Raises:
       ValueError: names the stages in the order that works.
@@ -47,4 +48,17 @@ def require_order(work: Work, change: Change, paths: Collection[str] = ()) -> No
             not sparse,
             f"a share of zeros is promised for {', '.join(sparse)}, and what remains of them could have fewer: put "
             "PruneChannels before Prune",
+        )
+    if change == "blocks":
+        require(
+            not is_quantized(work.need_model()),
+            "the model is quantization-aware, and its ranges are those of the blocks it has: put PruneBlocks before "
+            "QuantizeAware",
+        )
+        promised = {path for each in work.invariants for path in getattr(each, "targets", ())}
+        lost = sorted(promised & set(paths))
+        require(
+            not lost,
+            f"something is promised for {', '.join(lost)}, which could go with its block: put PruneBlocks before the "
+            "stages that promise it",
         )

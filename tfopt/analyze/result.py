@@ -7,12 +7,13 @@ from typing import Literal
 from tfopt.config import require
 from tfopt.record import Record
 
-Kind = Literal["sparsity", "ratio", "bits"]
+Kind = Literal["sparsity", "ratio", "bits", "blocks"]
 # The levels tried where none are given.
 LEVELS: Mapping[Kind, tuple[float, ...]] = {
     "sparsity": (0.5, 0.7, 0.8, 0.9),
     "ratio": (0.125, 0.25, 0.5, 0.75),
     "bits": (8, 4),
+    "blocks": (1.0,),
 }
 
 
@@ -22,7 +23,8 @@ class Sensitivity(Record):
 
     Args:
       kind: "sparsity": the smallest weights of a layer are zero. "ratio": the least channels of a layer, and of those
-        tied to it, are gone. "bits": its weights are rounded.
+        tied to it, are gone. "bits": its weights are rounded. "blocks": a residual block is gone, at the level 1, and
+        is named by its sum.
       metric: "accuracy", or "loss" where the task has no accuracy.
       baseline: the metric of the whole model.
       values: by layer, the metric at each level.

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.analyze.result import LEVELS, Kind, Sensitivity
+from tfopt.blocks.find import find_blocks
+from tfopt.blocks.prune import named_blocks, prune_blocks
 from tfopt.channels.plan import plan_channels
 from tfopt.channels.prune import prune_channels
 from tfopt.config import require, require_fraction
@@ -44,10 +46,11 @@ def sensitivity(
       data: what it was trained for; examples of the validation split are used.
       kind: "sparsity": the smallest weights of each kernel become zero. "ratio": channels are removed, of a functional
         or Sequential model, and the statistics of BatchNormalization measured anew, on training examples. "bits":
-        weights are rounded to integers, a scale for each channel.
+        weights are rounded to integers, a scale for each channel. "blocks": a residual block is taken out, see
+        `find_blocks`, and statistics are measured anew.
       levels: what is tried on each layer: fractions in [0, 1), or bits of 2 to 8; None: (0.5, 0.7, 0.8, 0.9),
-        (0.125, 0.25, 0.5, 0.75) and (8, 4).
-      layers: names of layers, or a predicate over layers; None: all that can be changed.
+        (0.125, 0.25, 0.5, 0.75) and (8, 4). A block goes whole.
+      layers: names of layers, or a predicate over layers; None: all that can be changed. Of "blocks" the names of sums.
       examples: how many the model is evaluated on at most, at least 1. The noise of an accuracy is about
         sqrt(accuracy * (1 - accuracy) / examples).
 
@@ -70,6 +73,8 @@ def sensitivity(
             require(
                 level == int(level) and 2 <= level <= 8, f"bits must be whole numbers from 2 to 8, received {level!r}"
             )
+        elif kind == "blocks":
+            require(level == 1, f"a block goes whole: leave levels out, received {level!r}")
         else:
             require_fraction(f"a level of {kind}", level)
     require(examples >= 1, f"examples must be at least 1, received {examples!r}")
@@ -80,6 +85,8 @@ def sensitivity(
     batches = tf.data.Dataset.from_tensor_slices(taken).batch(known.batch_size)
     if kind == "ratio":
         variants = list(_narrowed(model, known, examples, levels, layers))
+    elif kind == "blocks":
+        variants = list(_shortened(model, known, examples, layers))
     else:
         variants = list(_rewritten(model, kind, levels, layers))
 
@@ -147,11 +154,7 @@ def _narrowed(
     seen = _first_of_training(data, examples) if has_own_statistics(model) else None
 
     def narrow(name: str, level: float) -> keras.Model:
-        smaller = prune_channels(model, layers={name: level}, multiple=1)
-        # With those of all channels, what is left computes nonsense, and every layer seems to cost as much.
-        if seen is not None:
-            recalibrate(smaller, seen)
-        return smaller
+        return _with_new_statistics(prune_channels(model, layers={name: level}, multiple=1), seen)
 
     for names in groups:
         name = next((each for each in names if each in chosen), None)
@@ -159,6 +162,27 @@ def _narrowed(
             continue
         for level in levels:
             yield name, level, functools.partial(narrow, name, level)
+
+
+def _shortened(model: keras.Model, data: Data, examples: int, layers: LayerSelection) -> Iterator[_Variant]:
+    """Variants without one residual block, known by its sum."""
+    known = [each.name for each in find_blocks(model)]
+    require(bool(known), f"{model.name!r} has no residual blocks that can be taken out: measure another kind")
+    names = known if layers is None else list(named_blocks(model, layers))
+    seen = _first_of_training(data, examples) if has_own_statistics(model) else None
+
+    def shorten(name: str) -> keras.Model:
+        return _with_new_statistics(prune_blocks(model, [name]), seen)
+
+    for name in names:
+        yield name, 1.0, functools.partial(shorten, name)
+
+
+def _with_new_statistics(smaller: keras.Model, seen: Data | None) -> keras.Model:
+    """With those of the whole model, what is left computes nonsense, and every layer seems to cost as much."""
+    if seen is not None and has_own_statistics(smaller):
+        recalibrate(smaller, seen)
+    return smaller
 
 
 def _first_of_training(data: Data, examples: int) -> Data:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tfopt.analyze.result import LEVELS, Kind
 from tfopt.analyze.sensitivity import sensitivity
+from tfopt.blocks.prune import named_blocks
 from tfopt.config import require
 from tfopt.files import write_text
 from tfopt.stage import Outcome, Stage, Work
@@ -20,7 +21,7 @@ class AnalyzeSensitivity(Stage):
     The model stays as it is. The figures are written to `sensitivity.json` in the stage's folder.
 
     Args:
-      kind: "sparsity", "ratio" or "bits"; see `sensitivity`.
+      kind: "sparsity", "ratio", "bits" or "blocks"; see `sensitivity`.
       levels: what is tried on each layer; None: the usual ones.
       layers: names of layers, or a predicate over layers; None: all that can be changed.
       examples: of the validation split, how many at most.
@@ -44,7 +45,10 @@ class AnalyzeSensitivity(Stage):
     def validate(self, work: Work) -> Work:
         """Checks that there are data, and layers to change."""
         work.need_data()
-        select_layers(work.need_model(), self.layers)
+        if self.kind == "blocks":
+            named_blocks(work.need_model(), [] if self.layers is None else self.layers)
+        else:
+            select_layers(work.need_model(), self.layers)
         return work
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:

@@ -1,11 +1,9 @@
 """`reach`: finds a chain that brings a model within limits."""
 
 import contextlib
-import json
 import math
 import os
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +12,19 @@ import keras
 from tfopt.config import require
 from tfopt.data import Data, as_data
 from tfopt.data.check import check_data
-from tfopt.files import write_text
 from tfopt.quantize.aware import quantize_aware
 from tfopt.quantize.frozen import is_quantized
 from tfopt.stage import Work
-from tfopt.tune.candidate import Bench, Candidate, Plan, plain_candidate, try_candidate, unfit_to_teach
+from tfopt.tune.candidate import (
+    Bench,
+    Candidate,
+    Plan,
+    least_epochs,
+    plain_candidate,
+    try_candidate,
+    unfit_to_teach,
+)
+from tfopt.tune.clock import Clock
 from tfopt.tune.goal import Goal
 from tfopt.tune.options import Option, Options, find_options, require_conceivable
 from tfopt.tune.reached import Reached, write_reports
@@ -30,10 +36,10 @@ from tfopt.workdir import adopt, claim, identity, locked
 _FIXED, _SCALED, _TAUGHT = 0.35, 0.65, 0.35
 # Evaluations that a candidate's stages make, and seconds to write, compare and time a file.
 _EVALUATIONS, _FILE_SECONDS = 10, 15.0
-# A tenth of the time is left for what is not foreseen.
-_USABLE = 0.9
 # Of the usable time, what a first look at an option takes; what the most promising one gets of the rest.
 _LOOK, _LONG = 0.15, 0.8
+# The same of a glance at one of several shapes, whose strains do not tell which of them learns best.
+_GLANCE = 0.05
 # Epochs of a look, and of a long training, that are enough whatever the time.
 _MOST_LOOK, _MOST_LONG = 20, 100
 # How much beyond max_drop an option may be after a look, to be worth a long training, which has some five times the
@@ -113,7 +119,7 @@ def reach(
     }
     with locked(folder):
         claim(folder, mine)
-        with _Clock(folder, max_minutes * 60) as clock:
+        with Clock(folder, max_minutes * 60) as clock:
             keras.utils.set_random_seed(seed)
             model = adopt(work).need_model()
             reference, data = measure_reference(model, known, augment, folder)
@@ -160,47 +166,10 @@ def _require_trained(model: keras.Model, data: Data) -> None:
     )
 
 
-class _Clock:
-    """The time that a search has taken, over all its attempts."""
-
-    def __init__(self, workdir: pathlib.Path, limit: float) -> None:
-        self._path, self.limit = workdir / "clock.json", limit
-        known = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
-        self._before, self._setup = known.get("seconds", 0.0), known.get("setup")
-        self._started = time.perf_counter()
-
-    def __enter__(self) -> "_Clock":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.save()
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return self._before + time.perf_counter() - self._started
-
-    @property
-    def usable(self) -> float:
-        """For candidates, in all: fixed once all is measured, so that a search that goes on plans the same."""
-        assert self._setup is not None
-        return _USABLE * max(0.0, self.limit - self._setup)
-
-    def prepared(self) -> None:
-        """Notes that all is measured."""
-        if self._setup is None:
-            self._setup = self.seconds
-        self.save()
-
-    def save(self) -> None:
-        """Keeps the time for the next attempt."""
-        write_text(self._path, json.dumps({"seconds": self.seconds, "setup": self._setup}))
-
-
 class _Search:
     """Which candidates are tried, one after the other: from what was measured alone, so that a kill changes nothing."""
 
-    def __init__(self, bench: Bench, goal: Goal, options: Options, clock: _Clock) -> None:
+    def __init__(self, bench: Bench, goal: Goal, options: Options, clock: Clock) -> None:
         self.bench, self.goal, self.options, self.clock = bench, goal, options.options, clock
         self.done: list[Candidate] = [plain_candidate(bench.reference)]
         self.notes: list[str] = []
@@ -217,7 +186,7 @@ class _Search:
 
     def _within_costs(self) -> None:
         """Looks at the mildest options within the costs, trains the best for long, then milder ones for the nearest."""
-        options = _mildest(self._affordable(self.goal.costs))
+        options = _by_shape(self._affordable(self.goal.costs))
         if not options:
             self.notes.append(f"no option keeps to {self.goal}: {_why(self.goal, self.options, self.bench)}")
             options = [min(self.options, key=lambda each: self.goal.distance(self._expected(each)))]
@@ -243,32 +212,44 @@ class _Search:
         """Goes to stronger options as long as the drop allows it, and to milder ones where it does not."""
         assert self.goal.max_drop is not None
         good, bad, index = -1, len(_STEPS), _FIRST
-        seen: dict[int, bool] = {}
+        seen: dict[tuple[int, ...], bool] = {}
         while good < index < bad:
-            option = self._at(_STEPS[index])
-            if option is None:
+            options = self._at(_STEPS[index])
+            places = tuple(self.options.index(each) for each in options)
+            if not options:
                 self.notes.append(
                     f"no option has {_STEPS[index]:.0%} of the plain int8 file's latency and compressed size"
                 )
                 keeps = False
-            elif (place := self.options.index(option)) in seen:
-                keeps = seen[place]
+            elif places in seen:
+                keeps = seen[places]
             else:
+                option = self._glance(options)
                 found = self._look(option)
                 if not self._keeps(found) and self._is_promising(found):
                     found = self._train_long(option, found)
-                keeps = seen[place] = self._keeps(found)
+                keeps = seen[places] = self._keeps(found)
             good, bad = (index, bad) if keeps else (good, index)
             index = good + 1 if bad == len(_STEPS) else (good + bad + 1) // 2
 
-    def _at(self, share: float) -> Option | None:
-        """The mildest option with a share of the latency, and its square of the compressed size."""
+    def _at(self, share: float) -> list[Option]:
+        """Of each shape the mildest option with a share of the latency, and its square of the compressed size."""
         reference = self.bench.reference
         latencies = [each.latency for each in self.options if each.latency and each.width >= share**3]
         # In small models most of the time is no work, and no option brings it down.
         latency = max(share, min(latencies, default=1.0) / _MARGINS["median_ms"])
         costs = {"gzip_bytes": share**2 * reference.gzip_bytes, "median_ms": latency * reference.median_ms}
-        return next(iter(_mildest(self._affordable(costs))), None)
+        shapes = _by_shape(self._affordable(costs))
+        return shapes[: len({each.blocks for each in shapes})]
+
+    def _glance(self, options: Sequence[Option]) -> Option:
+        """Of several shapes the one that is best after a very short training."""
+        seconds = _GLANCE * self.clock.usable
+        if len(options) == 1 or any(self._epochs(each, seconds) < least_epochs(each) for each in options):
+            return options[0]
+        tried = [self._try(each, seconds, _MOST_LOOK, self._parent(each)) for each in options]
+        whole = [(found.worst["drop"], index) for index, found in enumerate(tried) if found.value is not None]
+        return options[min(whole)[1] if whole else 0]
 
     def _affordable(self, costs: dict[str, float]) -> list[Option]:
         return [
@@ -310,34 +291,44 @@ class _Search:
         return min(longer, found, key=lambda each: each.worst["drop"])
 
     def _parent(self, option: Option) -> int:
-        """The narrowest candidate that was trained and has all the channels that the option keeps."""
+        """The narrowest candidate that was trained and has all the blocks and channels that the option keeps."""
         fitting = [
             plan
             for plan in self._plans.values()
-            if plan.option.channels
+            if (plan.option.channels or plan.option.blocks)
+            and set(plan.option.blocks) <= set(option.blocks)
             and all(option.channels.get(name, count + 1) <= count for name, count in plan.option.channels.items())
         ]
         return min(fitting, key=lambda plan: (plan.option.width, -plan.number)).number if fitting else 0
 
     def _try(self, option: Option, seconds: float, most: int, parent: int) -> Candidate:
-        reference = self.bench.reference
-        overhead = _EVALUATIONS * reference.evaluation_seconds + _FILE_SECONDS
-        taught = _TAUGHT if self.bench.distills else 0.0
-        epoch = reference.epoch_seconds * (_FIXED + _SCALED * option.width + taught)
-        epochs = min(most, int((seconds - overhead) / epoch))
+        epochs = min(most, self._epochs(option, seconds))
         number = len(self.done)
         was_begun = self.bench.folder(number).exists()
         if not was_begun and (epochs < 2 or self.clock.seconds >= self.clock.limit) and number > 1:
             self.notes.append(f"the time was over after {number - 1} candidates: more max_minutes would try more")
             raise _Over
-        plan = Plan(number, option, max(2 + bool(option.zeros), epochs), parent)
+        plan = Plan(number, option, max(least_epochs(option), epochs), parent)
         found = try_candidate(self.bench, plan)
-        self._spent += plan.epochs * epoch + overhead
+        self._spent += plan.epochs * self._epoch(option) + self._overhead
         self.clock.save()
         self.done.append(found)
         if found.value is not None:
             self._plans[number] = plan
         return found
+
+    def _epochs(self, option: Option, seconds: float) -> int:
+        """How many of a candidate fit into a time."""
+        return int((seconds - self._overhead) / self._epoch(option))
+
+    @property
+    def _overhead(self) -> float:
+        return _EVALUATIONS * self.bench.reference.evaluation_seconds + _FILE_SECONDS
+
+    def _epoch(self, option: Option) -> float:
+        """What one of a candidate's epochs takes."""
+        taught = _TAUGHT if self.bench.distills else 0.0
+        return self.bench.reference.epoch_seconds * (_FIXED + _SCALED * option.width + taught)
 
 
 class _Over(Exception):
@@ -355,6 +346,18 @@ def _mildest(options: Sequence[Option]) -> list[Option]:
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
     return sorted((each for each in options if not any(is_milder(other, each) for other in options)), key=takes)
+
+
+def _by_shape(options: Sequence[Option]) -> list[Option]:
+    """The mildest: first the best of each choice of blocks, whose strains do not compare, then all others."""
+    chosen = [_mildest([each for each in options if each.blocks == blocks]) for blocks in _shapes(options)]
+    firsts = sorted((each[0] for each in chosen), key=lambda option: option.strain)
+    others = [each for each in _mildest(options) if each not in firsts]
+    return [*firsts, *others]
+
+
+def _shapes(options: Sequence[Option]) -> list[tuple[str, ...]]:
+    return list(dict.fromkeys(each.blocks for each in options))
 
 
 def _why(goal: Goal, options: Sequence[Option], bench: Bench) -> str:

@@ -12,6 +12,8 @@ from absl import logging
 
 from tfopt.analyze.allocate import allocate_zeros
 from tfopt.analyze.result import Sensitivity
+from tfopt.blocks.find import find_blocks
+from tfopt.blocks.stage import PruneBlocks
 from tfopt.chain import run
 from tfopt.channels.stage import PruneChannels
 from tfopt.data import Data
@@ -34,6 +36,11 @@ from tfopt.workdir import MODEL_FILE, load_saved
 
 # Shares of the learning rate for later trainings: pruning begins with good weights, rounding with nearly final ones.
 _PRUNE_RATE, _ROUND_RATE = 0.5, 0.2
+# Parts of the epochs for zeros and for rounding.
+_PRUNE_PART, _ROUND_PART = 0.2, 0.2
+# What is learnt from the float model: ResNet-8 without a block, 24 epochs on CIFAR-10, was right in 86.3 % with these,
+# in 85.9 % without a teacher.
+_TEMPERATURE, _ALPHA = 4.0, 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Plan(Record):
     Args:
       number: of it, from 1.
       option: what it becomes.
-      epochs: of all its trainings, at least 2.
+      epochs: of all its trainings, at least `least_epochs`.
       parent: the candidate whose float weights it begins with; 0: the model as it came.
     """
 
@@ -95,6 +102,11 @@ class Plan(Record):
     option: Option
     epochs: int
     parent: int = 0
+
+
+def least_epochs(option: Option) -> int:
+    """One for each training of a candidate."""
+    return 2 + bool(option.zeros) + bool(option.blocks and option.channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,16 +140,23 @@ class Bench:
     def stages(self, plan: Plan, model: keras.Model) -> list[Stage]:
         """The chain of a candidate from its first model, whose channels may be fewer than the whole one's."""
         option = plan.option
-        rounding = max(1, round(0.25 * plan.epochs))
-        pruning = max(1, round(0.2 * plan.epochs)) if option.zeros else 0
+        rounding = max(1, round(_ROUND_PART * plan.epochs))
+        pruning = max(1, round(_PRUNE_PART * plan.epochs)) if option.zeros else 0
         narrowing = max(1, plan.epochs - rounding - pruning)
+        there = {each.name for each in find_blocks(model)} if option.blocks else set()
+        blocks = [name for name in option.blocks if name in there]
         fewer = ratios(model, option.channels)
+        stages: list[Stage] = []
+        if blocks:
+            first = max(1, narrowing // 2) if fewer else narrowing
+            stages.append(PruneBlocks(blocks, first, self._fit()))
+            narrowing = max(1, narrowing - first)
         if fewer:
-            stages: list[Stage] = [PruneChannels(layers=fewer, epochs=narrowing, fit=self._fit(), multiple=1)]
-        else:
-            stages = [Train(narrowing, self._fit())]
+            stages.append(PruneChannels(layers=fewer, epochs=narrowing, fit=self._fit(), multiple=1))
+        elif not blocks:
+            stages.append(Train(narrowing, self._fit()))
         if option.zeros:
-            small = narrowed(self.model, option.channels)
+            small = narrowed(self.model, option.channels, option.blocks)
             zeros = allocate_zeros(small, self.sparsity, option.zeros)
             stages.append(Prune(epochs=pruning, layers=zeros, fit=self._fit(_PRUNE_RATE)))
         bits = dict.fromkeys(option.few_bits, 4) or None
@@ -145,15 +164,17 @@ class Bench:
         return [*stages, ExportTFLite(max_drop=1.0)]
 
     def _fit(self, share: float = 1.0) -> Fit:
-        teaching = Teaching(self.model) if self.distills else None
+        teaching = Teaching(self.model, _TEMPERATURE, _ALPHA) if self.distills else None
         return Fit(Cosine(self.learning_rate * share), distill=teaching)
 
     def first_model(self, plan: Plan) -> keras.Model:
         """What a candidate begins with."""
         if not plan.parent:
             return self.model
-        (trained,) = sorted(self.folder(plan.parent).glob("01-*"))
-        return load_saved(trained / MODEL_FILE)
+        # The last one in float that has all its weights.
+        kinds = {each.__name__ for each in (PruneBlocks, PruneChannels, Train)}
+        folders = [each for each in self.folder(plan.parent).iterdir() if each.name.partition("-")[2] in kinds]
+        return load_saved(max(folders) / MODEL_FILE)
 
 
 def unfit_to_teach(model: keras.Model, data: Data) -> str:

@@ -5,14 +5,15 @@ import json
 import math
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 
-from tfopt.analyze.allocate import allocate_zeros, levels_for
+from tfopt.analyze.allocate import allocate_zeros, drop_at, levels_for
 from tfopt.analyze.result import Kind, Sensitivity
 from tfopt.analyze.sensitivity import sensitivity
+from tfopt.blocks.find import find_blocks
 from tfopt.channels.plan import plan_channels
 from tfopt.config import require
 from tfopt.data import Data
@@ -27,11 +28,22 @@ from tfopt.record import Record
 from tfopt.tflite.export import export_tflite
 from tfopt.tune.goal import Goal
 from tfopt.tune.reference import FILE, FOLDER, Reference, latency_ratio
-from tfopt.tune.widths import Channels, narrowed, ratios, strain, widths_by_latency, widths_by_share
+from tfopt.tune.widths import (
+    Channels,
+    Table,
+    counts,
+    latency_table,
+    narrowed,
+    strain,
+    widths_by_latency,
+    widths_by_share,
+)
 
 # Fractions of all prunable weights.
 _ZEROS = (0.0, 0.3, 0.5, 0.65, 0.8)
 _LEVELS = {"sparsity": (0.3, 0.5, 0.7, 0.9), "ratio": levels_for({"macs": 0.1}), "bits": (8, 4)}
+# Parts of the residual blocks that are taken out together, beside a single one.
+_BLOCKS = (0.25, 0.5)
 # What one layer alone may lose with 4 bits, before training, so that it has them.
 _BITS_DROP = 0.02
 
@@ -41,16 +53,19 @@ class Option(Record):
     """A way to make a model smaller, with what its file is expected to cost.
 
     Args:
+      blocks: the residual blocks that go.
       channels: by the first layer of each group that becomes narrower, how many channels stay.
       zeros: the fraction of all prunable weights that are zero.
       few_bits: layers whose weights have 4 bits.
-      strain: what fewer channels cost the model before training, see `tfopt.tune.widths`; 0: it has all of them.
+      strain: what all of this costs the model before training: the root of the sum of the squared drops of what is
+        done to single layers.
       width: the share of the multiplications that is left, or of the parameters where the input leaves a size open.
       bytes: of the file.
       gzip_bytes: of the file.
       latency: as a share of the plain int8 file's; None: not measured.
     """
 
+    blocks: tuple[str, ...]
     channels: Mapping[str, int]
     zeros: float
     few_bits: tuple[str, ...]
@@ -61,7 +76,8 @@ class Option(Record):
     latency: float | None
 
     def __str__(self) -> str:
-        parts = [f"channels for {self.width:.0%} of the work"] if self.channels else []
+        parts = [f"without {', '.join(self.blocks)}"] if self.blocks else []
+        parts += [f"channels for {self.width:.0%} of the work"] if self.channels else []
         parts += [f"{self.zeros:.0%} zeros"] if self.zeros else []
         parts += [f"4 bits in {len(self.few_bits)} layers"] if self.few_bits else []
         return ", ".join(parts) or "all channels, int8"
@@ -100,18 +116,18 @@ def find_options(model: keras.Model, data: Data, goal: Goal, reference: Referenc
             pricing = _Pricing(model, data, reference, goal, workdir / FOLDER / FILE, pathlib.Path(folder, "m.tflite"))
             zeros = sensitivity(model, data, "sparsity", _LEVELS["sparsity"])
             few_bits = _few_bits(model, data, goal, notes)
-            found = pricing.options(zeros, pricing.widths(notes), few_bits)
+            found = pricing.options(zeros, few_bits, notes)
         written = {"options": [each.to_dict() for each in found], "sparsity": zeros.to_dict(), "notes": notes}
         write_text(path, json.dumps(written, indent=1))
     return _read(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _few_bits(model: keras.Model, data: Data, goal: Goal, notes: list[str]) -> tuple[str, ...]:
-    """The layers that bear 4 bits, where only sizes count: on CPUs these are slower than 8."""
+def _few_bits(model: keras.Model, data: Data, goal: Goal, notes: list[str]) -> dict[str, float]:
+    """The layers that bear 4 bits, each with its drop, where only sizes count: on CPUs these are slower than 8."""
     if not goal.costs or goal.max_latency_ms is not None:
-        return ()
+        return {}
     found = sensitivity(model, data, "bits", _LEVELS["bits"])
-    chosen = tuple(layer for layer, bits in found.targets(_BITS_DROP).items() if bits == 4)
+    chosen = {layer: found.drop(layer, 4) for layer, bits in found.targets(_BITS_DROP).items() if bits == 4}
     if not chosen:
         notes.append(f"4 bits: each layer alone loses more than {_BITS_DROP:g} with them, before training")
     return chosen
@@ -147,61 +163,101 @@ class _Pricing:
         export_tflite(model, self.path, "int8", self.data)
         return latency_ratio(self.path, self.plain)
 
-    def widths(self, notes: list[str]) -> list[tuple[Channels, float]]:
-        """Channels that could stay, each with its strain, without repetition."""
-        model = self.model
-        try:
-            plan = plan_channels(model, ratio=0.0)
-        except ValueError as error:
-            notes.append(f"no channels can go: {error}")
-            return []
-        found = sensitivity(model, self.data, "ratio", _LEVELS["ratio"])
-        widths: list[Channels] = []
-        if self.is_timed:
-            widths += widths_by_latency(model, found, self.time)
-        if self.goal.costs:
-            sizes = self.goal.max_bytes is not None or self.goal.max_gzip_bytes is not None
-            widths += widths_by_share(model, found, "parameters" if sizes or not plan.before.macs else "macs", notes)
-        different = [each for index, each in enumerate(widths) if each and each not in widths[:index]]
-        return [(each, strain(model, found, each)) for each in different]
-
-    def options(
-        self, zeros: Sensitivity, widths: Sequence[tuple[Channels, float]], few_bits: tuple[str, ...]
-    ) -> list[Option]:
+    def options(self, zeros: Sensitivity, few_bits: Mapping[str, float], notes: list[str]) -> list[Option]:
         """All combinations."""
         model, data, reference = self.model, self.data, self.reference
-        shares = {share: _with_zeros(model, data, zeros, share, self.path).gzip_bytes for share in _ZEROS}
-        fewer = _with_few_bits(model, data, few_bits, self.path) if few_bits else None
+        packed = {share: _with_zeros(model, data, zeros, share, self.path).gzip_bytes for share in _ZEROS}
+        fewer = _with_few_bits(model, data, tuple(few_bits), self.path) if few_bits else None
         found = []
-        for channels, strained in [({}, 0.0), *widths]:
-            smaller = narrowed(model, channels)
+        for blocks, channels, strained in self._shapes(notes):
+            smaller = narrowed(model, channels, blocks)
             whole = export_tflite(smaller, self.path, "int8", data)
-            latency = None
-            if self.is_timed:
-                latency = latency_ratio(self.path, self.plain) if channels else 1.0
-            width = _width(model, channels)
-            for share, packed in shares.items():
-                gzip_bytes = whole.gzip_bytes * packed / reference.gzip_bytes
-                how: dict[str, Any] = {"channels": dict(channels), "zeros": share, "strain": strained, "width": width}
-                found.append(Option(**how, few_bits=(), bytes=whole.bytes, gzip_bytes=gzip_bytes, latency=latency))
+            is_smaller = bool(blocks or channels)
+            latency = (latency_ratio(self.path, self.plain) if is_smaller else 1.0) if self.is_timed else None
+            width = _width(model, smaller) if is_smaller else 1.0
+            weights = smaller.count_params() / model.count_params()
+            for share in _ZEROS:
+                squares = strained**2 + _zeros_strain(smaller, zeros, share) ** 2
+                less = packed[share] / reference.gzip_bytes
+                gzip_bytes = whole.gzip_bytes * less
+                how: dict[str, Any] = {"blocks": blocks, "channels": dict(channels), "zeros": share, "width": width}
+                sizes: dict[str, Any] = {"bytes": whole.bytes, "gzip_bytes": gzip_bytes}
+                found.append(Option(**how, few_bits=(), strain=math.sqrt(squares), latency=latency, **sizes))
                 if fewer is not None:
+                    squares += sum(max(0.0, drop) ** 2 for drop in few_bits.values())
                     # What fewer bits save is in the weights; the rest of a file stays.
-                    weights = smaller.count_params() / model.count_params()
-                    size = whole.bytes - weights * (reference.bytes - fewer.bytes)
-                    saved = weights * (reference.gzip_bytes - fewer.gzip_bytes) * packed / reference.gzip_bytes
-                    gzip_bytes -= saved
-                    found.append(Option(**how, few_bits=few_bits, bytes=size, gzip_bytes=gzip_bytes, latency=None))
+                    sizes = {
+                        "bytes": whole.bytes - weights * (reference.bytes - fewer.bytes),
+                        "gzip_bytes": gzip_bytes - weights * (reference.gzip_bytes - fewer.gzip_bytes) * less,
+                    }
+                    present = tuple(each for each in few_bits if each in {layer.name for layer in smaller.layers})
+                    found.append(Option(**how, few_bits=present, strain=math.sqrt(squares), latency=None, **sizes))
         return found
 
+    def _shapes(self, notes: list[str]) -> Iterator[tuple[tuple[str, ...], Channels, float]]:
+        """Blocks that could go and channels that could stay, each with its strain, without repetition."""
+        model = self.model
+        yield (), {}, 0.0
+        narrower, table = self._narrower(notes)
+        for blocks, drop in self._shorter(notes):
+            shorter = narrowed(model, {}, blocks)
+            widths: list[Channels] = [{}]
+            if narrower is not None:
+                there = counts(shorter)
+                known = {name: row for name, row in narrower.values.items() if name in there}
+                left = dataclasses.replace(narrower, values=known)
+                if self.is_timed:
+                    latency = self.time(shorter) if blocks else 1.0
+                    widths += widths_by_latency({name: table[name] for name in known}, latency)
+                if self.goal.costs and known:
+                    sizes = self.goal.max_bytes is not None or self.goal.max_gzip_bytes is not None
+                    macs = plan_channels(shorter, ratio=0.0).before.macs
+                    cost = "parameters" if sizes or not macs else "macs"
+                    widths += widths_by_share(shorter, left, cost, notes)
+            for index, channels in enumerate(widths):
+                if channels not in widths[:index] and (blocks or channels):
+                    strained = strain(model, narrower, channels) if narrower is not None else 0.0
+                    yield blocks, channels, math.hypot(strained, drop)
 
-def _width(model: keras.Model, channels: Channels) -> float:
+    def _narrower(self, notes: list[str]) -> tuple[Sensitivity | None, Table]:
+        """What fewer channels of each group cost the model, and what they save of the time."""
+        try:
+            plan_channels(self.model, ratio=0.0)
+        except ValueError as error:
+            notes.append(f"no channels can go: {error}")
+            return None, {}
+        found = sensitivity(self.model, self.data, "ratio", _LEVELS["ratio"])
+        return found, latency_table(self.model, found, self.time) if self.is_timed else {}
+
+    def _shorter(self, notes: list[str]) -> list[tuple[tuple[str, ...], float]]:
+        """Residual blocks that could go, those first that cost least alone, with what they cost together."""
+        count = len(find_blocks(self.model))
+        none: tuple[str, ...] = ()
+        if not count:
+            notes.append("no residual blocks can go")
+            return [(none, 0.0)]
+        found = sensitivity(self.model, self.data, "blocks")
+        drops = {name: max(0.0, found.drop(name, 1.0)) for name in found.values}
+        order = sorted(drops, key=lambda name: drops[name])
+        numbers = sorted({0, 1, *(math.ceil(part * count) for part in _BLOCKS)})
+        return [(tuple(order[:number]), math.hypot(*(drops[each] for each in order[:number]))) for number in numbers]
+
+
+def _zeros_strain(model: keras.Model, found: Sensitivity, share: float) -> float:
+    """The root of the sum of the squared drops of single layers with so many zeros."""
+    zeros = allocate_zeros(model, found, share) if share else {}
+    return math.hypot(*(max(0.0, drop_at(found, name, fraction)) for name, fraction in zeros.items()))
+
+
+def _width(model: keras.Model, smaller: keras.Model) -> float:
     """The share of the multiplications that is left, or of the parameters where these are all that is known."""
-    if not channels:
-        return 1.0
-    plan = plan_channels(model, layers=ratios(model, channels), multiple=1)
-    if plan.before.macs and plan.after.macs:
-        return plan.after.macs / plan.before.macs
-    return plan.after.parameters / plan.before.parameters
+    try:
+        before, after = (plan_channels(each, ratio=0.0).before for each in (model, smaller))
+    except ValueError:
+        return smaller.count_params() / model.count_params()
+    if before.macs and after.macs:
+        return after.macs / before.macs
+    return after.parameters / before.parameters
 
 
 def _with_zeros(model: keras.Model, data: Data, found: Sensitivity, share: float, path: pathlib.Path) -> Measurement:
@@ -241,5 +297,6 @@ def _read(written: Mapping[str, Any]) -> Options:
     found = written["sparsity"]
     values = {layer: {float(level): each for level, each in row.items()} for layer, row in found["values"].items()}
     kind: Kind = found["kind"]
-    options = tuple(Option(**{**each, "few_bits": tuple(each["few_bits"])}) for each in written["options"])
+    lists = ("blocks", "few_bits")
+    options = tuple(Option(**{**each, **{key: tuple(each[key]) for key in lists}}) for each in written["options"])
     return Options(options, Sensitivity(kind, found["metric"], found["baseline"], values), tuple(written["notes"]))

@@ -1,4 +1,4 @@
-"""Which channels of a model could go: for its latency from a table of measured files, for its size by sensitivity."""
+"""Which blocks and channels could go: for latency from a table of measured files, for size by sensitivity."""
 
 import itertools
 import math
@@ -9,12 +9,15 @@ import numpy as np
 
 from tfopt.analyze.allocate import allocate, drop_at
 from tfopt.analyze.result import Sensitivity
+from tfopt.blocks.prune import prune_blocks
 from tfopt.channels.plan import NothingPruned, plan_channels
 from tfopt.channels.propagate import follow_channels
 from tfopt.channels.prune import prune_channels
 
 # By the first layer of each group that becomes narrower, how many channels stay.
 Channels = Mapping[str, int]
+# Of each group, by its first layer: how many channels could stay, what of the latency that saves, what it costs.
+Table = Mapping[str, Sequence[tuple[int, float, float]]]
 # Of each group, what is timed.
 _TIMED = (0.25, 0.5, 0.75)
 # Latencies that are aimed at, as shares; and shares of the parameters or multiplications.
@@ -48,12 +51,8 @@ def widths_by_share(model: keras.Model, found: Sensitivity, cost: str, notes: li
     return widths
 
 
-def widths_by_latency(model: keras.Model, found: Sensitivity, time: Callable[[keras.Model], float]) -> list[Channels]:
-    """Channels that save time where it costs the model least.
-
-    Each group of layers is narrowed alone and timed: kernels work in blocks, so that some channels save nothing. What
-    is saved adds up, nearly; of all combinations that save enough, the one with the least sum of squared drops is
-    taken.
+def latency_table(model: keras.Model, found: Sensitivity, time: Callable[[keras.Model], float]) -> Table:
+    """Narrows each group of layers alone and times it: kernels work in blocks, so that some channels save nothing.
 
     Args:
       model: functional or Sequential.
@@ -63,7 +62,7 @@ def widths_by_latency(model: keras.Model, found: Sensitivity, time: Callable[[ke
     Source: Yang et al., NetAdapt, 2018, arXiv:1804.03230, section 3.3 (tables of layers that add up).
     """
     multiple, now = multiple_of(model, found), counts(model)
-    choices: list[list[tuple[int, float, float]]] = []
+    table: dict[str, list[tuple[int, float, float]]] = {}
     for name in found.values:
         rows = [(now[name], 0.0, 0.0)]
         for ratio in _TIMED:
@@ -72,15 +71,32 @@ def widths_by_latency(model: keras.Model, found: Sensitivity, time: Callable[[ke
                 saved = 1.0 - time(narrowed(model, {name: count}))
                 # What is timed worse than a wider one is noise.
                 rows.append((count, max(saved, rows[-1][1]), drop_at(found, name, 1 - count / now[name])))
-        choices.append(rows)
+        table[name] = rows
+    return table
+
+
+def widths_by_latency(table: Table, latency: float = 1.0) -> list[Channels]:
+    """Channels that save time where it costs the model least.
+
+    What is saved adds up, nearly; of all combinations that save enough, the one with the least sum of squared drops is
+    taken.
+
+    Args:
+      table: of the groups that the model has.
+      latency: of the model, as a share of that of the one whose table it is: blocks may be gone from it.
+
+    Source: Yang et al., NetAdapt, 2018, arXiv:1804.03230, section 3.3.
+
+    >>> widths_by_latency({"a": [(16, 0.0, 0.0), (8, 0.3, 0.01)]})[-1]
+    {'a': 8}
+    """
+    choices = [[(saved, drop**2) for _, saved, drop in rows] for rows in table.values()]
     widths: list[Channels] = []
     for share in _LATENCIES:
-        picked = cheapest([[(saved, drop**2) for _, saved, drop in rows] for rows in choices], 1.0 - share)
+        picked = cheapest(choices, max(0.0, latency - share))
         if picked is None:
             break
-        kept = {
-            name: rows[index][0] for name, rows, index in zip(found.values, choices, picked, strict=True) if index > 0
-        }
+        kept = {name: rows[index][0] for (name, rows), index in zip(table.items(), picked, strict=True) if index > 0}
         widths.append(kept)
     return widths
 
@@ -123,9 +139,10 @@ def multiple_of(model: keras.Model, found: Sensitivity) -> int:
     return next(each for each in (8, 4, 2, 1) if each == 1 or each * 2 <= narrowest)
 
 
-def narrowed(model: keras.Model, channels: Channels) -> keras.Model:
-    """The model with so many channels of each group."""
-    return prune_channels(model, layers=ratios(model, channels), multiple=1) if channels else model
+def narrowed(model: keras.Model, channels: Channels, blocks: Sequence[str] = ()) -> keras.Model:
+    """The model without some of its blocks, and with so many channels of each group."""
+    shorter = prune_blocks(model, blocks) if blocks else model
+    return prune_channels(shorter, layers=ratios(shorter, channels), multiple=1) if channels else shorter
 
 
 def ratios(model: keras.Model, channels: Channels) -> dict[str, float]:

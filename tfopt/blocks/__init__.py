@@ -1,0 +1,1 @@
+"""Residual blocks: which a model could do without, and the model without them."""
