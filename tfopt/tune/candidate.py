@@ -31,7 +31,7 @@ from tfopt.train.stage import Train
 from tfopt.train.task import task_of
 from tfopt.tune.options import Option
 from tfopt.tune.reference import FILE, FOLDER, Reference, latency_ratio, value_of
-from tfopt.tune.widths import narrowed, ratios
+from tfopt.tune.widths import narrowed, present, ratios
 from tfopt.workdir import MODEL_FILE, load_saved
 
 # Shares of the learning rate for later trainings: pruning begins with good weights, rounding with nearly final ones.
@@ -157,7 +157,7 @@ class Bench:
             stages.append(Train(narrowing, self._fit()))
         if option.zeros:
             small = narrowed(self.model, option.channels, option.blocks)
-            zeros = allocate_zeros(small, self.sparsity, option.zeros)
+            zeros = allocate_zeros(small, present(small, self.sparsity), option.zeros)
             stages.append(Prune(epochs=pruning, layers=zeros, fit=self._fit(_PRUNE_RATE)))
         bits = dict.fromkeys(option.few_bits, 4) or None
         stages.append(QuantizeAware(rounding, layers=bits, fit=self._fit(_ROUND_RATE)))

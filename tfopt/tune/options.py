@@ -31,9 +31,9 @@ from tfopt.tune.reference import FILE, FOLDER, Reference, latency_ratio
 from tfopt.tune.widths import (
     Channels,
     Table,
-    counts,
     latency_table,
     narrowed,
+    present,
     strain,
     widths_by_latency,
     widths_by_share,
@@ -190,8 +190,9 @@ class _Pricing:
                         "bytes": whole.bytes - weights * (reference.bytes - fewer.bytes),
                         "gzip_bytes": gzip_bytes - weights * (reference.gzip_bytes - fewer.gzip_bytes) * less,
                     }
-                    present = tuple(each for each in few_bits if each in {layer.name for layer in smaller.layers})
-                    found.append(Option(**how, few_bits=present, strain=math.sqrt(squares), latency=None, **sizes))
+                    there = {layer.name for layer in smaller._flatten_layers()}
+                    names = tuple(each for each in few_bits if each in there)
+                    found.append(Option(**how, few_bits=names, strain=math.sqrt(squares), latency=None, **sizes))
         return found
 
     def _shapes(self, notes: list[str]) -> Iterator[tuple[tuple[str, ...], Channels, float]]:
@@ -203,13 +204,11 @@ class _Pricing:
             shorter = narrowed(model, {}, blocks)
             widths: list[Channels] = [{}]
             if narrower is not None:
-                there = counts(shorter)
-                known = {name: row for name, row in narrower.values.items() if name in there}
-                left = dataclasses.replace(narrower, values=known)
+                left = present(shorter, narrower)
                 if self.is_timed:
                     latency = self.time(shorter) if blocks else 1.0
-                    widths += widths_by_latency({name: table[name] for name in known}, latency)
-                if self.goal.costs and known:
+                    widths += widths_by_latency({name: table[name] for name in left.values}, latency)
+                if self.goal.costs and left.values:
                     sizes = self.goal.max_bytes is not None or self.goal.max_gzip_bytes is not None
                     macs = plan_channels(shorter, ratio=0.0).before.macs
                     cost = "parameters" if sizes or not macs else "macs"
@@ -245,7 +244,7 @@ class _Pricing:
 
 def _zeros_strain(model: keras.Model, found: Sensitivity, share: float) -> float:
     """The root of the sum of the squared drops of single layers with so many zeros."""
-    zeros = allocate_zeros(model, found, share) if share else {}
+    zeros = allocate_zeros(model, present(model, found), share) if share else {}
     return math.hypot(*(max(0.0, drop_at(found, name, fraction)) for name, fraction in zeros.items()))
 
 

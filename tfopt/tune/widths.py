@@ -1,5 +1,6 @@
 """Which blocks and channels could go: for latency from a table of measured files, for size by sensitivity."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -143,6 +144,12 @@ def narrowed(model: keras.Model, channels: Channels, blocks: Sequence[str] = ())
     """The model without some of its blocks, and with so many channels of each group."""
     shorter = prune_blocks(model, blocks) if blocks else model
     return prune_channels(shorter, layers=ratios(shorter, channels), multiple=1) if channels else shorter
+
+
+def present(model: keras.Model, found: Sensitivity) -> Sensitivity:
+    """The sensitivity of those layers that the model still has."""
+    names = {layer.name for layer in model._flatten_layers()}
+    return dataclasses.replace(found, values={name: row for name, row in found.values.items() if name in names})
 
 
 def ratios(model: keras.Model, channels: Channels) -> dict[str, float]:
