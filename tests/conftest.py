@@ -101,6 +101,19 @@ def small_model(dropout: float = 0.0) -> keras.Model:
     return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax", name="out")(x), name="small")
 
 
+def residual_model(dropout: float = 0.0) -> keras.Model:
+    """`small_model` with a residual block, the sum of which is called "sum", before its pooling."""
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 2), name="image")
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="conv")(inputs)
+    branch = layers.Conv2D(8, 3, padding="same", use_bias=False, name="branch")(x)
+    branch = layers.BatchNormalization(momentum=0.8, name="bn")(branch)
+    x = layers.ReLU(name="relu")(layers.Add(name="sum")([x, branch]))
+    x = layers.Flatten(name="flatten")(layers.MaxPooling2D(2, name="pool")(x))
+    x = layers.Dropout(dropout, name="dropout")(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax", name="out")(x), name="residual")
+
+
 @pytest.fixture(scope="session")
 def trained() -> keras.Model:
     """A small model that has learnt the blobs; not to be changed."""

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import tfopt
-from tests.conftest import small_model
+from tests.conftest import residual_model, small_model
 from tests.test_patterns import weights_in
+from tfopt.blocks import PruneBlocks
 
 FIT = tfopt.Fit(3e-3)
 STAGES = {
@@ -65,6 +66,36 @@ def test_pairs(names, data, tmp_path):
         assert not list(tmp_path.glob("01-*"))
         return
     check(names, chain(names, data, tmp_path))
+
+
+BLOCKS = {
+    "Prune": "put PruneBlocks before the stages that promise it",
+    "Cluster": "put PruneBlocks before the stages that promise it",
+    "QuantizeAware": "put PruneBlocks before QuantizeAware",
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_do_not_go_where_something_is_promised_of_them(name, data, tmp_path):
+    with pytest.raises(ValueError, match=BLOCKS[name]):
+        tfopt.run([STAGES[name], PruneBlocks(1, 1, fit=FIT)], tfopt.Work(residual_model(), data, tmp_path))
+    assert not list(tmp_path.glob("01-*"))
+
+
+def test_blocks_go_first_or_where_the_promise_is_of_other_layers(data, tmp_path):
+    stages = [
+        tfopt.Prune(0.5, 1, layers=["conv"], fit=FIT),
+        PruneBlocks(["sum"], 1, fit=FIT),
+        tfopt.Cluster(8, 1, fit=FIT),
+        tfopt.QuantizeAware(1, fit=FIT),
+        tfopt.ExportTFLite(),
+    ]
+    work = tfopt.run(stages, tfopt.Work(residual_model(), data, tmp_path))
+    stored = {each.size: each for each in weights_in(work.report.artefacts["tflite"]["path"])}
+    # The convolution before the block and the dense layer behind it; that of the block, of 576, is gone.
+    assert sorted(stored) == [144, 384]
+    assert (stored[144] == 0).mean() >= 0.5
+    assert all(len(np.unique(np.abs(each))) <= 8 for each in stored.values())
 
 
 def test_prune_cluster_and_quantize(data, tmp_path):

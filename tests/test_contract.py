@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tests.conftest import quick, small_model
+from tests.conftest import quick, residual_model, small_model
+from tfopt.blocks import PruneBlocks
 from tfopt.fuse import Fuse
 from tfopt.train import models  # noqa: F401 - named in the reprs of stages
 
@@ -20,13 +22,14 @@ FIT = tfopt.Fit(learning_rate=3e-3)
 class Row:
     """A stage, what must come before it, and what it does.
 
-    `changes`: it makes or changes a model. `idempotent`: done twice, the model is as after once.
+    `changes`: it makes or changes a model. `idempotent`: done twice, the model is as after once. `make`: the model.
     """
 
     stage: tfopt.Stage
     before: tuple[tfopt.Stage, ...] = ()
     changes: bool = False
     idempotent: bool = False
+    make: Callable[[float], keras.Model] = small_model
 
     @property
     def trains(self) -> bool:
@@ -54,6 +57,7 @@ STAGES = {
     "Prune": Row(tfopt.Prune(0.5, 2, tfopt.ConstantSparsity(0.5, 2), fit=FIT), changes=True),
     "Cluster": Row(tfopt.Cluster(8, 2, fit=FIT), changes=True),
     "PruneChannels": Row(tfopt.PruneChannels(0.5, epochs=2, fit=FIT), changes=True),
+    "PruneBlocks": Row(PruneBlocks(["sum"], 2, fit=FIT), changes=True, make=residual_model),
     "Fuse": Row(Fuse(), before=(TRAIN,), changes=True),
     "QuantizeAware": Row(tfopt.QuantizeAware(2, fit=FIT), changes=True),
     "AnalyzeSensitivity": Row(tfopt.AnalyzeSensitivity(levels=(0.5,), examples=20), before=(TRAIN,), idempotent=True),
@@ -62,13 +66,14 @@ STAGES = {
 }
 # They train or measure longer than the others.
 SLOW = (
-    *("Benchmark", "AnalyzeSensitivity", "PruneChannels", "Cluster", "Prune", "Distill"),
+    *("Benchmark", "AnalyzeSensitivity", "PruneChannels", "PruneBlocks", "Cluster", "Prune", "Distill"),
     *("Ensemble", "AverageWeights", "DistillInto", "Fuse", "Build", "LoadModel"),
 )
 
 
 def test_every_stage_has_a_row():
-    names = [*vars(tfopt).values(), *vars(tfopt.ensemble).values(), *vars(tfopt.fuse).values()]
+    parts = (tfopt, tfopt.blocks, tfopt.ensemble, tfopt.fuse)
+    names = [each for part in parts for each in vars(part).values()]
     public = [each for each in names if isinstance(each, type) and issubclass(each, tfopt.Stage)]
     assert {each.__name__ for each in public} - {"Stage"} == set(STAGES)
 
@@ -95,9 +100,9 @@ def row(request, files, tmp_path, monkeypatch, digits_dir):
     return STAGES[request.param]
 
 
-def start(data, folder, dropout=0.2):
+def start(data, folder, dropout=0.2, make=small_model):
     keras.utils.set_random_seed(3)
-    return tfopt.Work(small_model(dropout), data, folder)
+    return tfopt.Work(make(dropout), data, folder)
 
 
 def same_weights(one, other):
@@ -105,7 +110,7 @@ def same_weights(one, other):
 
 
 def test_repr_rebuilds_the_stage(row):
-    parts = (tfopt, tfopt.augment, tfopt.ensemble, tfopt.fuse, tfopt.tabular)
+    parts = (tfopt, tfopt.augment, tfopt.blocks, tfopt.ensemble, tfopt.fuse, tfopt.tabular)
     rebuilt = eval(
         repr(row.stage), {"tfopt": tfopt, **{key: each for part in parts for key, each in vars(part).items()}}
     )
@@ -119,7 +124,7 @@ def test_repr_rebuilds_the_stage(row):
 
 
 def test_validate_changes_nothing(row, data, tmp_path):
-    work = start(data, tmp_path / "run")
+    work = start(data, tmp_path / "run", make=row.make)
     before = [weight.copy() for weight in work.model.get_weights()]
     expected = row.stage.validate(work)
     assert isinstance(expected, tfopt.Work)
@@ -134,7 +139,7 @@ def test_validate_changes_nothing(row, data, tmp_path):
 )
 def test_result_resume_and_reload(row, data, tmp_path):
     stages = [*row.before, row.stage]
-    once = tfopt.run(stages, start(data, tmp_path / "one"))
+    once = tfopt.run(stages, start(data, tmp_path / "one", make=row.make))
     entry = once.report.stages[-1]
     assert entry.repr == repr(row.stage)
     assert entry.seconds > 0
@@ -143,8 +148,8 @@ def test_result_resume_and_reload(row, data, tmp_path):
     if row.changes:
         assert same_weights(keras.saving.load_model(folder / "model.keras"), once.model)
     # A second run reads everything back; a run in another workdir computes the same again.
-    again = tfopt.run(stages, start(data, tmp_path / "one"))
-    elsewhere = tfopt.run(stages, start(data, tmp_path / "two"))
+    again = tfopt.run(stages, start(data, tmp_path / "one", make=row.make))
+    elsewhere = tfopt.run(stages, start(data, tmp_path / "two", make=row.make))
     for other in (again, elsewhere):
         assert same_weights(once.model, other.model)
         assert other.invariants == once.invariants
@@ -162,18 +167,18 @@ def test_result_resume_and_reload(row, data, tmp_path):
     indirect=True,
 )
 def test_twice_is_as_once_where_that_is_promised(row, data, tmp_path):
-    work = tfopt.run([*row.before, row.stage, row.stage], start(data, tmp_path))
-    once = tfopt.run([*row.before, row.stage], start(data, tmp_path / "once"))
+    work = tfopt.run([*row.before, row.stage, row.stage], start(data, tmp_path, make=row.make))
+    once = tfopt.run([*row.before, row.stage], start(data, tmp_path / "once", make=row.make))
     assert [each.shape for each in work.model.weights] == [each.shape for each in once.model.weights]
     if not isinstance(row.stage, tfopt.Build):
         assert same_weights(work.model, once.model)
     assert set(work.report.artefacts) == set(once.report.artefacts)
 
 
-def trained_by(stage, data, folder, **fit):
+def trained_by(row, data, folder, **fit):
     """The last loss of a training stage with another way to fit, and the work after it."""
-    stage = dataclasses.replace(stage, fit=dataclasses.replace(FIT, **fit))
-    work = tfopt.run([stage], start(data, folder, dropout=0.0))
+    stage = dataclasses.replace(row.stage, fit=dataclasses.replace(FIT, **fit))
+    work = tfopt.run([stage], start(data, folder, dropout=0.0, make=row.make))
     return work.report.stages[-1].history["loss"], work
 
 
@@ -182,9 +187,9 @@ TRAINING = [name for name, each in STAGES.items() if each.trains]
 
 @pytest.mark.parametrize("name", quick(TRAINING, "Train"))
 def test_steps_per_execution_trains_equally(name, data, tmp_path):
-    stage = STAGES[name].stage
-    plain, _ = trained_by(stage, data, tmp_path / "plain")
-    several, work = trained_by(stage, data, tmp_path / "several", steps_per_execution=3)
+    row = STAGES[name]
+    plain, _ = trained_by(row, data, tmp_path / "plain")
+    several, work = trained_by(row, data, tmp_path / "several", steps_per_execution=3)
     assert several == plain
     assert all(promise.check(work.model) == [] for promise in work.invariants)
 
@@ -192,9 +197,9 @@ def test_steps_per_execution_trains_equally(name, data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINING)
 def test_xla_trains_equally(name, data, tmp_path):
-    stage = STAGES[name].stage
-    plain, _ = trained_by(stage, data, tmp_path / "plain")
-    compiled, work = trained_by(stage, data, tmp_path / "xla", jit_compile=True)
+    row = STAGES[name]
+    plain, _ = trained_by(row, data, tmp_path / "plain")
+    compiled, work = trained_by(row, data, tmp_path / "xla", jit_compile=True)
     # XLA sums in another order.
     assert compiled == pytest.approx(plain, rel=1e-3)
     assert all(promise.check(work.model) == [] for promise in work.invariants)
@@ -203,7 +208,7 @@ def test_xla_trains_equally(name, data, tmp_path):
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", quick(TRAINING, "Train", "QuantizeAware"))
 def test_mixed_precision_keeps_every_promise(name, precision, data, tmp_path):
-    losses, work = trained_by(STAGES[name].stage, data, tmp_path, precision=precision)
+    losses, work = trained_by(STAGES[name], data, tmp_path, precision=precision)
     assert losses[-1] < losses[0]
     assert all(promise.check(work.model) == [] for promise in work.invariants)
     assert {each.compute_dtype for each in work.model.layers} == {"float32"}
@@ -211,10 +216,10 @@ def test_mixed_precision_keeps_every_promise(name, precision, data, tmp_path):
 
 @pytest.mark.parametrize("name", quick(TRAINING, "Train"))
 def test_a_crash_in_the_middle_changes_nothing(name, data, tmp_path, broken_off):
-    stage = STAGES[name].stage
-    whole = tfopt.run([stage], start(data, tmp_path / "whole"))
-    broken_off(lambda: tfopt.run([stage], start(data, tmp_path / "broken")))
-    resumed = tfopt.run([stage], start(data, tmp_path / "broken"))
+    stage, make = STAGES[name].stage, STAGES[name].make
+    whole = tfopt.run([stage], start(data, tmp_path / "whole", make=make))
+    broken_off(lambda: tfopt.run([stage], start(data, tmp_path / "broken", make=make)))
+    resumed = tfopt.run([stage], start(data, tmp_path / "broken", make=make))
     assert same_weights(whole.model, resumed.model)
     assert resumed.report.stages[-1].history == whole.report.stages[-1].history
 

@@ -1,14 +1,12 @@
 """tfopt: makes Keras 3 models smaller and faster, down to a verified LiteRT file."""
 
 from tfopt import augment, signals, tabular, text, tune
+from tfopt import blocks as blocks
 from tfopt import ensemble as ensemble
 from tfopt import fuse as fuse
 from tfopt.analyze.result import Sensitivity
 from tfopt.analyze.sensitivity import sensitivity
 from tfopt.analyze.stage import AnalyzeSensitivity
-from tfopt.blocks.find import find_blocks
-from tfopt.blocks.prune import prune_blocks
-from tfopt.blocks.stage import PruneBlocks
 from tfopt.chain import run, validate
 from tfopt.channels.prune import prune_channels
 from tfopt.channels.stage import PruneChannels
@@ -70,7 +68,6 @@ __all__ = [
     "PolynomialDecay",
     "Prepare",
     "Prune",
-    "PruneBlocks",
     "PruneChannels",
     "PruningCallback",
     "QuantizeAware",
@@ -84,7 +81,6 @@ __all__ = [
     "augment",
     "calibrate",
     "export_tflite",
-    "find_blocks",
     "float_islands",
     "from_arrays",
     "from_folder",
@@ -96,7 +92,6 @@ __all__ = [
     "measure_tflite",
     "models",
     "on_strategy",
-    "prune_blocks",
     "prune_channels",
     "quantize_aware",
     "run",

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import keras
 
-from tfopt.analyze.sensitivity import sensitivity
 from tfopt.blocks.find import find_blocks
 from tfopt.blocks.prune import named_blocks, prune_blocks
 from tfopt.config import require
@@ -73,6 +72,9 @@ class PruneBlocks(Stage):
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Takes them out and trains."""
+        # It takes blocks out itself, and is imported first.
+        from tfopt.analyze.sensitivity import sensitivity
+
         model, data = work.need_model(), work.need_data()
         notes = []
         if isinstance(self.blocks, int):

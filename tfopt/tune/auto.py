@@ -38,8 +38,8 @@ _FIXED, _SCALED, _TAUGHT = 0.35, 0.65, 0.35
 _EVALUATIONS, _FILE_SECONDS = 10, 15.0
 # Of the usable time, what a first look at an option takes; what the most promising one gets of the rest.
 _LOOK, _LONG = 0.15, 0.8
-# The same of a glance at one of several shapes, whose strains do not tell which of them learns best.
-_GLANCE = 0.05
+# The most that glances at several shapes may take together, whose strains do not tell which of them learns best.
+_GLANCES = 0.3
 # Epochs of a look, and of a long training, that are enough whatever the time.
 _MOST_LOOK, _MOST_LONG = 20, 100
 # How much beyond max_drop an option may be after a look, to be worth a long training, which has some five times the
@@ -244,10 +244,13 @@ class _Search:
 
     def _glance(self, options: Sequence[Option]) -> Option:
         """Of several shapes the one that is best after a very short training."""
-        seconds = _GLANCE * self.clock.usable
-        if len(options) == 1 or any(self._epochs(each, seconds) < least_epochs(each) for each in options):
+        epochs = max(map(least_epochs, options))
+        seconds = [epochs * self._epoch(each) + self._overhead for each in options]
+        if len(options) == 1 or sum(seconds) > _GLANCES * self.clock.usable:
             return options[0]
-        tried = [self._try(each, seconds, _MOST_LOOK, self._parent(each)) for each in options]
+        tried = [
+            self._try(each, time + 1.0, epochs, self._parent(each)) for each, time in zip(options, seconds, strict=True)
+        ]
         whole = [(found.worst["drop"], index) for index, found in enumerate(tried) if found.value is not None]
         return options[min(whole)[1] if whole else 0]
 
