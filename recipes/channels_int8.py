@@ -1,4 +1,4 @@
-"""Fewer channels, then integers: train or load, take channels out, train on, quantize, export, measure.
+"""Fewer blocks and channels, then integers: train or load, take them out, train on, quantize, export, measure.
 
 python -m recipes.channels_int8 --dataset=fashion_mnist --data_dir=~/tensorflow_datasets
 python -m recipes.channels_int8 --dataset=cifar10 --model=mlperf_resnet8_cifar10.keras --value_high=255
@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import tfopt
+from tfopt.blocks import PruneBlocks
 from tfopt.distill import Teaching
 
 
@@ -17,6 +18,7 @@ def stages(
     model: str | None = None,
     value_high: float = 1.0,
     epochs: int = 10,
+    blocks: int = 0,
     macs: float = 0.5,
     sensitivity: bool = False,
     iterations: int = 1,
@@ -38,15 +40,17 @@ def stages(
       model: a trained model to start from, in place of training one.
       value_high: what pixel value 255 becomes in the model's input; pixel value 0 becomes 0.
       epochs: of the float training of a DS-CNN, where no model is given.
-      macs: the share of the multiplications that remains, in (0, 1].
+      blocks: how many residual blocks go first, those that alone cost least.
+      macs: the share of the multiplications that the channels leave, in (0, 1]; 1: all channels stay.
       sensitivity: whether layers give up channels by what each alone costs, instead of all the same share.
       iterations: in how many parts the channels go.
-      channels_epochs: of the training after each of them.
+      channels_epochs: of the training after each of them, and after the blocks.
       qat_epochs: of the quantization-aware training.
       filters: of every convolution of the DS-CNN.
       flip: mirror half of the training images.
       shift: move training images by up to so many pixels.
-      distill: whether the smaller models learn from the model as it entered the stage, too.
+      distill: whether the smaller models learn from the given one, too; where none is given, from the one that entered
+        the stage.
       batch_size: examples a training step.
       learning_rate: highest learning rate of the float trainings; it falls along a cosine.
       qat_learning_rate: the same, of the quantization-aware training.
@@ -57,18 +61,22 @@ def stages(
     else:
         start = [tfopt.LoadModel(model)]
     augment = [tfopt.augment.Flip()] * flip + [tfopt.augment.PadCrop(shift)] * (shift > 0)
-    teaching = Teaching() if distill else None
+    # The model itself teaches what is left of it; see `tfopt.tune.candidate` for the figures behind these two.
+    teaching = Teaching(model, temperature=4.0, alpha=0.7) if distill else None
+    narrowing = dataclasses.replace(fit, distill=teaching)
+    channels = tfopt.PruneChannels(
+        target={"macs": macs},
+        epochs=channels_epochs,
+        iterations=iterations,
+        layers="sensitivity" if sensitivity else None,
+        fit=narrowing,
+    )
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
         *([tfopt.Augment(tuple(augment))] if augment else []),
         *start,
-        tfopt.PruneChannels(
-            target={"macs": macs},
-            epochs=channels_epochs,
-            iterations=iterations,
-            layers="sensitivity" if sensitivity else None,
-            fit=dataclasses.replace(fit, distill=teaching),
-        ),
+        *([PruneBlocks(blocks, channels_epochs, narrowing)] if blocks else []),
+        *([channels] if macs < 1 else []),
         tfopt.QuantizeAware(qat_epochs, fit=tfopt.Fit(tfopt.Cosine(qat_learning_rate), distill=teaching)),
         tfopt.ExportTFLite(),
         tfopt.Benchmark(),

@@ -20,13 +20,13 @@ from absl.testing import flagsaver
 
 import tfopt
 from recipes import auto as command
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, residual_model, small_model
 from tfopt import tune
 from tfopt.analyze.allocate import allocate_zeros
-from tfopt.tune.auto import _mildest
+from tfopt.tune.auto import _by_shape, _mildest
 from tfopt.tune.options import Option, Options, require_conceivable
 from tfopt.tune.reference import measure_reference
-from tfopt.tune.widths import cheapest, latency_table, narrowed, strain, widths_by_latency
+from tfopt.tune.widths import cheapest, latency_table, narrowed, present, strain, widths_by_latency
 
 
 def option(width=1.0, zeros=0.0, few_bits=(), size=100.0):
@@ -111,6 +111,29 @@ def test_the_mildest_are_those_that_no_other_is_milder_than(options):
 
     assert set(map(str, found)) == {str(e) for e in options if not any(is_milder(other, e) for other in options)}
     assert [each.width for each in found] == sorted((each.width for each in found), reverse=True)
+
+
+def shape(blocks, strain, zeros=0.0):
+    return Option(blocks, {}, zeros, (), strain, 1.0, 10.0, 10.0, None)
+
+
+def test_each_choice_of_blocks_has_its_own_mildest_option_at_the_front():
+    channels, zeros = shape((), 0.2), shape((), 0.1, 0.5)
+    block, worse = shape(("sum",), 0.6), shape(("sum",), 0.7)
+    found = _by_shape([worse, channels, block, zeros])
+    # What a block costs before training says little beside the others: it is no reason to leave it out.
+    assert found == [zeros, block, channels]
+    assert _by_shape([]) == []
+
+
+def test_what_is_gone_has_no_sensitivity():
+    model = residual_model()
+    found = tfopt.Sensitivity("sparsity", "accuracy", 0.9, {name: {0.5: 0.8} for name in ("conv", "branch", "out")})
+    smaller = narrowed(model, {"conv": 4}, ["sum"])
+    assert list(present(smaller, found).values) == ["conv", "out"]
+    assert smaller.get_layer("conv").filters == 4
+    assert widths_by_latency({"conv": [(8, 0.0, 0.0), (4, 0.2, 0.1)]}, latency=0.6)[:2] == [{}, {}]
+    assert widths_by_latency({"conv": [(8, 0.0, 0.0), (4, 0.2, 0.1)]}, latency=0.6)[-1] == {"conv": 4}
 
 
 def test_zeros_go_where_they_cost_least_and_add_up():
@@ -281,6 +304,21 @@ def test_with_a_drop_alone_the_file_becomes_smaller(trained, data, tmp_path):
     numbers = [each.number for each in found.candidates]
     assert numbers == list(range(len(numbers)))
     assert found.front[0].drop == min(each.drop for each in found.measured)
+
+
+@pytest.mark.slow
+def test_blocks_are_tried_beside_channels(data, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = residual_model()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    model.fit(data.batches("train"), epochs=6, shuffle=False, verbose=0)
+    found = tune.reach(model, data, workdir=tmp_path, max_drop=0.1, max_bytes=4000)
+    options = {each.option for each in found.candidates}
+    assert any(each.startswith("without sum") for each in options)
+    assert any(not each.startswith("without sum") for each in options - {"plain int8, not trained"})
+    assert found.reached
+    again = tune.reach(model, data, workdir=tmp_path, max_drop=0.1, max_bytes=4000)
+    assert outcome(again) == outcome(found)
 
 
 SCRIPT = """
