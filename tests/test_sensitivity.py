@@ -105,7 +105,7 @@ def test_targets_are_what_prune_takes(trained, data, tmp_path):
 
 
 REFUSED = {
-    "kind": ({"kind": "size"}, "kind must be one of sparsity, ratio, bits; received 'size'"),
+    "kind": ({"kind": "size"}, "kind must be one of sparsity, ratio, bits, blocks; received 'size'"),
     "level": ({"levels": [1.0]}, "a level of sparsity must be"),
     "bits": ({"kind": "bits", "levels": [0.5]}, "bits must be whole numbers from 2 to 8, received 0.5"),
     "no levels": ({"levels": []}, "levels is empty"),

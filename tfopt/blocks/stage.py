@@ -55,6 +55,8 @@ class PruneBlocks(Stage):
     def validate(self, work: Work) -> Work:
         """Checks that the model has such blocks, and that no promise is about what goes."""
         validate_training(work, self.epochs, self.fit)
+        # Of a quantization-aware model, before it is said to have no blocks.
+        require_order(work, "blocks")
         model = work.need_model()
         known = [each.name for each in find_blocks(model)]
         if isinstance(self.blocks, int):
