@@ -9,6 +9,7 @@ import tfopt
 from tests.conftest import quick, residual_model, small_model
 from tfopt.blocks import PruneBlocks, find_blocks, prune_blocks
 from tfopt.evaluation import evaluate
+from tfopt.tflite.flatbuffer import read_tflite
 from tfopt.train.statistics import recalibrate
 
 FIT = tfopt.Fit(3e-3)
@@ -67,6 +68,49 @@ def test_a_branch_beside_a_direct_connection_goes(make):
     np.testing.assert_array_equal(smaller(x), model.get_layer("head")(np.maximum(x, 0.0)))
     assert not {layer.name for layer in smaller.layers} & set(block.layers)
     np.testing.assert_array_equal(prune_blocks(model, [])(x), model(x))
+
+
+CUTS = {
+    "in the layer before": (lambda: conv("before", activation="relu"), "relu", ["before", "head"]),
+    "a layer of its own": (lambda: layers.ReLU(name="before"), "relu", ["before", "head"]),
+    "a narrower one": (lambda: layers.ReLU(6.0, name="before"), "relu", ["before", "head"]),
+    "a wider one": (lambda: layers.ReLU(name="before"), "relu6", ["before", "after_first", "head"]),
+    "another function": (
+        lambda: conv("before", activation="silu"),
+        "silu",
+        ["before", "after_first", "after_second", "head"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_a_relu_that_would_repeat_another_goes_with_its_block(case, tmp_path):
+    """In an integer file it would be an operator of its own, slower than the block."""
+    before, after, expected = CUTS[case]
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((6, 6, 4))
+    x = before()(inputs)
+    for name in ("first", "second"):
+        x = layers.Activation(after, name=f"after_{name}")(layers.Add(name=name)([x, conv(f"conv_{name}")(x)]))
+    model = keras.Model(inputs, layers.Conv2D(2, 1, name="head")(x))
+    smaller = prune_blocks(model, ["first", "second"])
+    assert [layer.name for layer in smaller.layers[1:]] == expected
+    values = np.random.default_rng(0).normal(0, 4, (3, 6, 6, 4)).astype("float32")
+    cut = model.get_layer("before")(values)
+    for name in ("after_first", "after_second"):
+        cut = model.get_layer(name)(cut)
+    np.testing.assert_array_equal(smaller(values), model.get_layer("head")(cut))
+
+
+def test_the_file_has_no_operator_for_what_is_gone(tmp_path):
+    inputs = keras.Input((6, 6, 4))
+    x = conv("before", activation="relu")(inputs)
+    x = layers.ReLU()(layers.Add(name="sum")([x, conv("branch")(x)]))
+    aware = tfopt.quantize_aware(prune_blocks(keras.Model(inputs, conv("head")(x)), ["sum"]))
+    tfopt.calibrate(aware, np.random.default_rng(0).normal(size=(8, 6, 6, 4)).astype("float32"))
+    tfopt.export_tflite(aware, tmp_path / "m.tflite")
+    operators = read_tflite(tmp_path / "m.tflite").graphs[0].operators
+    assert [each.type for each in operators] == ["CONV_2D", "CONV_2D"]
 
 
 def projected(x):
@@ -191,7 +235,7 @@ def test_the_stage_takes_the_block_that_does_nothing(data, tmp_path):
     entry = work.report.stages[0]
     drops = tfopt.sensitivity(model, data, "blocks")
     least = min(drops.values, key=lambda name: drops.drop(name, 1.0))
-    assert set(entry.changed) == {f"conv_{least}", f"bn_{least}"}
+    assert set(entry.changed) == {f"conv_{least}", f"bn_{least}", least}
     assert entry.skipped == [{"layer": "busy" if least == "idle" else "idle", "reason": "the block was not chosen"}]
     assert work.model.count_params() == model.count_params() - 148 - 16
     assert len(entry.history["loss"]) == 1

@@ -1,6 +1,7 @@
 """`prune_blocks`: an ordinary model without some of its residual blocks."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -8,7 +9,8 @@ import keras
 from tfopt.blocks.find import Block, find_blocks
 from tfopt.config import require
 from tfopt.copies import ModelCopier, copy_layer, copy_trainable
-from tfopt.graph import deep_graphs, flatten
+from tfopt.graph import Graph, deep_graphs, flatten
+from tfopt.quantize.activations import Activation, activation_of, by_function
 from tfopt.variables import LayerSelection
 
 
@@ -16,7 +18,8 @@ from tfopt.variables import LayerSelection
 def prune_blocks(model: keras.Model, blocks: Sequence[str]) -> keras.Model:
     """Takes whole residual blocks out of a model: x + f(x) becomes x.
 
-    All other layers keep their settings, weights and names. What is left must be trained.
+    All other layers keep their settings, weights and names; only a ReLU behind the sum goes with it where it would
+    repeat one that x has behind it. What is left must be trained.
 
     Args:
       model: a built functional or Sequential model; stays as it is.
@@ -37,8 +40,7 @@ def prune_blocks(model: keras.Model, blocks: Sequence[str]) -> keras.Model:
     ['InputLayer', 'Flatten']
     """
     chosen = named_blocks(model, blocks)
-    sums = {id(node.operation): node.name for node in flatten(model).nodes}
-    copier = _Copier({key: chosen[name] for key, name in sums.items() if name in chosen})
+    copier = _Copier(_handed_on(flatten(model), chosen))
     smaller: keras.Model = copier.copy(model)
     for old, new in copier.pairs():
         if not isinstance(old, keras.Model):
@@ -65,17 +67,56 @@ def named_blocks(model: keras.Model, blocks: LayerSelection) -> dict[str, Block]
     return {name: known[name] for name in blocks}
 
 
-class _Copier(ModelCopier):
-    """Hands on the direct connection in place of a sum."""
+def _handed_on(graph: Graph, chosen: Mapping[str, Block]) -> dict[int, int]:
+    """By the id of each operation that goes, which of its inputs takes the place of what it makes."""
+    makers = {ref: node for node in graph.nodes for ref in node.outputs}
+    found = {}
+    for node in graph.nodes:
+        if node.name not in chosen:
+            continue
+        direct = chosen[node.name].direct
+        found[id(node.operation)] = direct
+        maker = makers.get(node.inputs[direct])
+        before = None if maker is None else _cut(maker.operation)
+        for reader in graph.consumers(node.outputs[0]):
+            # LiteRT would compute it as an operator of its own, which in integers takes longer than a convolution.
+            after = activation_of(reader.operation)
+            if before is not None and _repeats(after, before) and graph.calls(reader.operation) == 1:
+                found[id(reader.operation)] = 0
+    return found
 
-    def __init__(self, blocks: dict[int, Block]) -> None:
+
+def _cut(operation: keras.Operation) -> Activation | None:
+    """Between which ends an operation's outputs are cut, as by a ReLU; None where they are not."""
+    function = getattr(operation, "activation", None)
+    found = activation_of(operation) or (by_function(function) if callable(function) else None)
+    return found if found is not None and found.kind == "clip" else None
+
+
+def _repeats(after: Activation | None, before: Activation) -> bool:
+    """Whether an activation cuts nothing off that was not cut off before."""
+    if after is None or after.kind != "clip":
+        return False
+
+    def ends(cut: Activation) -> tuple[float, float]:
+        low, high = cut["low"], cut["high"]
+        return -math.inf if low is None else low, math.inf if high is None else high
+
+    (low, high), (least, most) = ends(after), ends(before)
+    return low <= least and most <= high
+
+
+class _Copier(ModelCopier):
+    """Hands on what goes into a sum, or into an activation, in place of what comes out."""
+
+    def __init__(self, handed_on: Mapping[int, int]) -> None:
         super().__init__()
-        self._blocks = blocks
+        self._handed_on = handed_on
 
     def call(self, operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
-        """The sum without its branch, or what the call was."""
-        block = self._blocks.get(id(operation))
-        if block is None:
+        """One of its inputs, or what the call was."""
+        place = self._handed_on.get(id(operation))
+        if place is None:
             return super().call(operation, *args, **kwargs)
         tensors = [each for each in keras.tree.flatten((args, kwargs)) if isinstance(each, keras.KerasTensor)]
-        return tensors[block.direct]
+        return tensors[place]

@@ -11,6 +11,7 @@ from tfopt.blocks.find import find_blocks
 from tfopt.blocks.prune import named_blocks, prune_blocks
 from tfopt.config import require
 from tfopt.distill.accuracy import teacher_notes
+from tfopt.graph import flatten
 from tfopt.order import require_order
 from tfopt.stage import Outcome, Stage, Work
 from tfopt.train.fit import Fit
@@ -87,9 +88,10 @@ class PruneBlocks(Stage):
             notes[-1] += ", ".join(f"{found.values[name][1.0]:.4f}" for name in names)
         else:
             names = list(self.blocks)
-        gone = [layer for block in named_blocks(model, names).values() for layer in block.layers]
         before = model.count_params()
         smaller = prune_blocks(model, names)
+        left = {node.name for node in flatten(smaller).nodes}
+        gone = [node.name for node in flatten(model).nodes if node.name not in left]
         task_of(model, data).compile(smaller, jit_compile=False)
         trained, history = train_in(self, work, self.epochs, self.fit, model=smaller)
         notes.insert(0, f"without {', '.join(names)}: {before:,} parameters became {trained.count_params():,}")
