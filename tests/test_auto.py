@@ -297,10 +297,10 @@ def test_what_is_out_of_reach_is_said_with_the_nearest(trained, data, tmp_path):
 def test_with_a_drop_alone_the_file_becomes_smaller(trained, data, tmp_path):
     found = tune.reach(trained, data, workdir=tmp_path, max_drop=0.05)
     assert found.reached
-    # The search goes from step to step, and no further where no option is so small: a third of the file is no weights.
+    # The search goes from step to step, and back where one loses too much.
     assert found.best.gzip_bytes <= 0.85**2 * found.reference.gzip_bytes
-    assert found.best.gzip_bytes == min(each.gzip_bytes for each in found.measured)
-    assert any("no option has 78%" in each for each in found.notes)
+    within = [each for each in found.measured if max(each.drop, each.test_drop) <= 0.05]
+    assert found.best.gzip_bytes == min(each.gzip_bytes for each in within)
     numbers = [each.number for each in found.candidates]
     assert numbers == list(range(len(numbers)))
     assert found.front[0].drop == min(each.drop for each in found.measured)
