@@ -86,6 +86,14 @@ class Graph:
                 readers.setdefault(ref, []).append(node)
         return readers
 
+    @functools.cached_property
+    def _makers(self) -> dict[Ref, Node]:
+        return {ref: node for node in self.nodes for ref in node.outputs}
+
+    def maker(self, ref: Ref) -> Node | None:
+        """The node that makes a tensor; None for an input of the model."""
+        return self._makers.get(ref)
+
     def consumers(self, ref: Ref) -> list[Node]:
         """The nodes that read a tensor, one that reads it twice once."""
         return self._consumers.get(ref, [])

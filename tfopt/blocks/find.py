@@ -46,7 +46,6 @@ def find_blocks(model: keras.Model) -> list[Block]:
     [Block(name='sum', layers=('conv',), direct=0)]
     """
     graph = flatten(model)
-    makers = {ref: node for node in graph.nodes for ref in node.outputs}
     shared = {id(node.operation) for node in graph.nodes if graph.calls(node.operation) > 1}
     found = []
     for node in graph.nodes:
@@ -55,7 +54,7 @@ def find_blocks(model: keras.Model) -> list[Block]:
         if not is_sum or summands[0] == summands[1] or id(node.operation) in shared:
             continue
         for direct in (0, 1):
-            branch = _branch(graph, makers, node, summands[direct], summands[1 - direct])
+            branch = _branch(graph, node, summands[direct], summands[1 - direct])
             # What other calls use stays, so that nothing would be gained; what has no weights is no block.
             if branch and any(id(each.operation) not in shared and each.operation.variables for each in branch):
                 found.append(Block(node.name, tuple(each.name for each in branch), direct))
@@ -63,7 +62,7 @@ def find_blocks(model: keras.Model) -> list[Block]:
     return found
 
 
-def _branch(graph: Graph, makers: dict[Ref, Node], total: Node, start: Ref, end: Ref) -> list[Node]:
+def _branch(graph: Graph, total: Node, start: Ref, end: Ref) -> list[Node]:
     """The nodes between two summands, in running order; none where they read or feed anything else."""
     inside: set[int] = set()
     waiting = [end]
@@ -71,7 +70,7 @@ def _branch(graph: Graph, makers: dict[Ref, Node], total: Node, start: Ref, end:
         ref = waiting.pop()
         if ref == start:
             continue
-        node = makers.get(ref)
+        node = graph.maker(ref)
         if node is None or not node.inputs:
             # It begins at another input of the model, or at a constant.
             return []

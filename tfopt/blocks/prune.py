@@ -69,14 +69,13 @@ def named_blocks(model: keras.Model, blocks: LayerSelection) -> dict[str, Block]
 
 def _handed_on(graph: Graph, chosen: Mapping[str, Block]) -> dict[int, int]:
     """By the id of each operation that goes, which of its inputs takes the place of what it makes."""
-    makers = {ref: node for node in graph.nodes for ref in node.outputs}
     found = {}
     for node in graph.nodes:
         if node.name not in chosen:
             continue
         direct = chosen[node.name].direct
         found[id(node.operation)] = direct
-        maker = makers.get(node.inputs[direct])
+        maker = graph.maker(node.inputs[direct])
         before = None if maker is None else _cut(maker.operation)
         for reader in graph.consumers(node.outputs[0]):
             # LiteRT would compute it as an operator of its own, which in integers takes longer than a convolution.

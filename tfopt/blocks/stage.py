@@ -69,9 +69,10 @@ class PruneBlocks(Stage):
             goes, expected = known, known[: self.blocks]
         else:
             goes = expected = list(named_blocks(model, self.blocks))
-        left = {variable.path for variable in prune_blocks(model, goes).variables}
+        least = prune_blocks(model, goes)
+        left = {variable.path for variable in least.variables}
         require_order(work, "blocks", [each.path for each in model.variables if each.path not in left])
-        return work.replace(model=prune_blocks(model, expected), trained=True)
+        return work.replace(model=least if expected == goes else prune_blocks(model, expected), trained=True)
 
     def apply(self, work: Work, folder: pathlib.Path) -> Outcome:
         """Takes them out and trains."""
