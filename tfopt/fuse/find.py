@@ -74,7 +74,6 @@ class _Search:
         self.graph, self.kept = graph, kept
         self.steps: list[Step] = []
         self.reasons: dict[str, str] = {}
-        self._made = {ref: node for node in graph.nodes for ref in node.outputs}
         self._calls: dict[int, list[Node]] = {}
         for node in graph.nodes:
             self._calls.setdefault(id(node.operation), []).append(node)
@@ -85,7 +84,7 @@ class _Search:
         norm = node.operation
         if self._calls[id(norm)][0] is not node:
             return
-        before, behind = self._made.get(node.inputs[0]), self.graph.only_consumer(node.outputs[0])
+        before, behind = self.graph.maker(node.inputs[0]), self.graph.only_consumer(node.outputs[0])
         reason = _unfit_norm(node)
         reasons = []
         if reason is None:

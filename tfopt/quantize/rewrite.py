@@ -64,7 +64,6 @@ class Rewrite:
         self.absorbed: set[Node] = set()
         self._made: dict[Any, Any] = {}
         self._behind_floats: list[FakeQuant | None] = []
-        self._producers = {ref: node for node in graph.nodes for ref in node.outputs}
         self.output_names = output_names
         self._names = set(output_names)
 
@@ -82,7 +81,7 @@ class Rewrite:
         self, ref: Ref, tensor: keras.KerasTensor, quantizer: FakeQuant | None = None, unrounded: bool = False
     ) -> None:
         """Says what a tensor of the graph is in the new model; `unrounded`: layers in float read it as it is."""
-        producer = self._producers.get(ref)
+        producer = self.graph.maker(ref)
         if producer and not isinstance(producer.operation, keras.layers.Layer) and mask_of(tensor) is not None:
             # A raw operator loses the mask of a sequence, the layer that stands for it here would pass it on.
             tensor = Unmasked(name=self.unique(f"{producer.name}_unmasked"))(tensor)
@@ -118,8 +117,9 @@ class Rewrite:
         value = self.values[ref]
         if value.in_float is None and not any(value.quantizer is each for each in self._behind_floats):
             return tensor
-        made_by = self._producers[ref].name
-        product = QuantizedArithmetic("multiply", constant=_NEXT_TO_1, name=self.unique(f"{made_by}_rescale"))
+        maker = self.graph.maker(ref)
+        assert maker is not None
+        product = QuantizedArithmetic("multiply", constant=_NEXT_TO_1, name=self.unique(f"{maker.name}_rescale"))
         return product([self.quantized(ref)])
 
     def skip(self, node: Node) -> None:
@@ -147,7 +147,7 @@ class Rewrite:
 
     def quantize(self, ref: Ref, tensor: keras.KerasTensor, name: str | None = None, **options: Any) -> None:
         """Puts a tensor behind a new quantizer. Args as for `FakeQuant`."""
-        producer = self._producers.get(ref)
+        producer = self.graph.maker(ref)
         made_by = producer.name if producer else tensor._keras_history.operation.name
         is_output = ref in self.graph.outputs and not self.graph.consumers(ref)
         assert not isinstance(tensor._keras_history.operation, FakeQuant), "of two in a row the converter drops one"

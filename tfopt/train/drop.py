@@ -51,12 +51,11 @@ def with_dropout(model: keras.Model, rate: float = 0.2, layers: LayerSelection =
     """
     _check_rate(rate)
     graph = flatten(model)
-    made = {ref: node for node in graph.nodes for ref in node.outputs}
     chosen = {id(layer) for layer in select_layers(model, layers)}
     nodes = [node for node in graph.nodes if id(node.operation) in chosen]
     if layers is None:
         nodes = [node for node in nodes if isinstance(node.operation, keras_layers.Dense)]
-        nodes = [node for node in nodes if node.inputs[0] in made and not _drops(made[node.inputs[0]])]
+        nodes = [node for node in nodes if (maker := graph.maker(node.inputs[0])) is not None and not _drops(maker)]
         require(
             bool(nodes),
             f"{model.name!r} has no dense layer behind others and without a dropout: name layers with layers=...",
@@ -67,7 +66,7 @@ def with_dropout(model: keras.Model, rate: float = 0.2, layers: LayerSelection =
             f"the layer {node.name!r} ({node.type}) takes {len(node.inputs)} inputs and has "
             f"{len(node.operation.weights)} weights; name layers with weights and one input",
         )
-        before = made.get(node.inputs[0])
+        before = graph.maker(node.inputs[0])
         require(
             before is None or not _drops(before),
             f"the layer {node.name!r} has the dropout {before.name if before else ''!r} before it: leave it out",
