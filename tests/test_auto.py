@@ -24,14 +24,14 @@ from tests.conftest import blobs, residual_model, small_model
 from tfopt import tune
 from tfopt.analyze.allocate import allocate_zeros
 from tfopt.tune.auto import _by_shape, _mildest
-from tfopt.tune.options import Option, Options, require_conceivable
+from tfopt.tune.options import Option, Options, _fewer_bits, find_options, require_conceivable
 from tfopt.tune.reference import measure_reference
 from tfopt.tune.widths import cheapest, latency_table, narrowed, present, strain, widths_by_latency
 
 
-def option(width=1.0, zeros=0.0, few_bits=(), size=100.0):
+def option(width=1.0, zeros=0.0, bits=(), size=100.0):
     channels = {"conv": int(100 * width)} if width < 1 else {}
-    return Option((), channels, zeros, few_bits, 1 - width, width, size, size, None)
+    return Option((), channels, zeros, dict.fromkeys(bits, 4), True, 1 - width, width, size, size, None)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_mildest_are_those_that_no_other_is_milder_than(options):
     found = _mildest(options)
 
     def is_milder(one, other):
-        pairs = [(one.strain, other.strain), (one.zeros, other.zeros), (len(one.few_bits), len(other.few_bits))]
+        pairs = [(one.strain, other.strain), (one.zeros, other.zeros), (len(one.bits), len(other.bits))]
         return one is not other and all(a <= b for a, b in pairs)
 
     assert set(map(str, found)) == {str(e) for e in options if not any(is_milder(other, e) for other in options)}
@@ -114,7 +114,7 @@ def test_the_mildest_are_those_that_no_other_is_milder_than(options):
 
 
 def shape(blocks, strain, zeros=0.0):
-    return Option(blocks, {}, zeros, (), strain, 1.0, 10.0, 10.0, None)
+    return Option(blocks, {}, zeros, {}, False, strain, 1.0, 10.0, 10.0, None)
 
 
 def test_each_choice_of_blocks_has_its_own_mildest_option_at_the_front():
@@ -134,6 +134,37 @@ def test_what_is_gone_has_no_sensitivity():
     assert smaller.get_layer("conv").filters == 4
     assert widths_by_latency({"conv": [(8, 0.0, 0.0), (4, 0.2, 0.1)]}, latency=0.6)[:2] == [{}, {}]
     assert widths_by_latency({"conv": [(8, 0.0, 0.0), (4, 0.2, 0.1)]}, latency=0.6)[-1] == {"conv": 4}
+
+
+@pytest.mark.parametrize(
+    ("limits", "packed"),
+    [
+        ({"max_drop": 0.1}, False),
+        ({"max_gzip_bytes": 4000, "max_latency_ms": 1.0}, False),
+        ({"max_bytes": 4000}, True),
+        ({"max_gzip_bytes": 4000}, True),
+        ({"max_bytes": 4000, "max_latency_ms": 1.0}, None),
+        ({"max_latency_ms": 1.0}, None),
+    ],
+)
+def test_bits_are_packed_where_the_file_itself_counts_and_time_does_not(limits, packed, trained, data):
+    found = _fewer_bits(trained, data, tune.Goal(**limits), [])
+    assert packed == (None if found is None else found.packed)
+    if found is not None:
+        assert found.layers
+        assert set(found.layers.values()) <= ({4} if packed else {3, 4, 5, 6})
+
+
+@pytest.mark.slow
+def test_fewer_bits_cost_no_time_where_they_are_not_packed(trained, data, tmp_path):
+    reference, known = measure_reference(trained, data, False, tmp_path)
+    options = find_options(trained, known, tune.Goal(max_drop=0.1), reference, tmp_path).options
+    whole, fewer = [each for each in options if not each.channels and not each.zeros]
+    assert not whole.bits
+    assert fewer.bits
+    assert 0.9 * whole.bytes < fewer.bytes <= whole.bytes
+    assert fewer.gzip_bytes < 0.9 * whole.gzip_bytes
+    assert fewer.latency == whole.latency == 1.0
 
 
 def test_zeros_go_where_they_cost_least_and_add_up():

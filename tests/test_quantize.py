@@ -133,6 +133,29 @@ def test_bits_by_layer(weight_bits, layers, four, trained, tmp_path):
     assert found == {size: "int4" if name in four else "int8" for name, size in SIZES.items()}
 
 
+@pytest.mark.parametrize(("bits", "largest"), [(2, 1), (3, 3), (4, 7), (6, 31)])
+def test_other_numbers_of_bits_are_held_in_int8(bits, largest, trained, tmp_path):
+    model = fitted(tfopt.quantize_aware(trained, bits, packed=False))
+    x, _ = blobs(40)
+    model.save(tmp_path / "m.keras")
+    model = keras.saving.load_model(tmp_path / "m.keras")
+    tfopt.export_tflite(model, tmp_path / "m.tflite")
+    stored = weight_tensors(read_tflite(tmp_path / "m.tflite"))
+    assert {weight.tensor.dtype for weight in stored} == {"int8"}
+    assert {int(np.abs(weight.values).max()) for weight in stored} == {largest}
+    require_parity(tfopt.verify_tflite(model, tmp_path / "m.tflite", x))
+
+
+def test_what_is_not_packed_is_small_after_gzip_only(trained, tmp_path):
+    files = {}
+    for bits, packed in ((8, True), (4, True), (4, False)):
+        aware = tfopt.quantize_aware(trained, bits, packed=packed)
+        tfopt.calibrate(aware, blobs(40)[0])
+        files[bits, packed] = tfopt.export_tflite(aware, tmp_path / "m.tflite")
+    assert files[4, False].bytes == files[8, True].bytes > files[4, True].bytes
+    assert files[4, True].gzip_bytes < files[4, False].gzip_bytes < 0.9 * files[8, True].gzip_bytes
+
+
 def subclassed():
     class Net(keras.Model):
         def __init__(self):
@@ -165,11 +188,15 @@ REFUSED = {
         {},
         "channels_first",
     ),
-    "weight bits": (small_model, {"weight_bits": 6}, "weight_bits must be 4 or 8, received 6"),
-    "weight bits true": (small_model, {"weight_bits": True}, "weight_bits must be 4 or 8, received True"),
+    "weight bits": (small_model, {"weight_bits": 9}, "weight_bits must be from 2 to 8, received 9"),
+    "weight bits true": (small_model, {"weight_bits": True}, "weight_bits must be from 2 to 8, received True"),
     "activation bits": (small_model, {"activation_bits": 4}, "activation_bits must be 8 or 16, received 4"),
-    "bits of a layer": (small_model, {"layers": {"conv": 2}}, "number of bits for 'conv' must be 4 or 8, received 2"),
-    "bits from a function": (small_model, {"layers": lambda layer: 3}, "must be 4 or 8, received 3"),
+    "bits of a layer": (
+        small_model,
+        {"layers": {"conv": 1}},
+        "number of bits for 'conv' must be from 2 to 8, received 1",
+    ),
+    "bits from a function": (small_model, {"layers": lambda layer: 4.5}, "must be from 2 to 8, received 4.5"),
     "empty list": (small_model, {"layers": []}, "layers selects none"),
     "empty dict": (small_model, {"layers": {}}, "empty dict"),
     "predicate": (small_model, {"layers": lambda layer: False}, "layers selects none"),

@@ -211,6 +211,7 @@ def test_transposed_convolutions_are_refused_with_4_bits():
     with pytest.raises(ValueError, match="pass layers={'up': 8}"):
         tfopt.quantize_aware(model, weight_bits=4)
     tfopt.quantize_aware(model, weight_bits=4, layers={"up": 8})
+    tfopt.quantize_aware(model, weight_bits=4, packed=False)
 
 
 def test_integers_stay_integers(tmp_path):

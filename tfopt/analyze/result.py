@@ -48,7 +48,7 @@ class Sensitivity(Record):
         """The strongest level for each layer that alone costs no more than `max_drop`, nor does any weaker one.
 
         Where even the weakest costs more: 0, or 8 bits. What comes out is what `PruningCallback`, `Prune`,
-        `prune_channels` and, where 8 and 4 bits were measured, `quantize_aware` take as `layers`.
+        `prune_channels` and `quantize_aware` take as `layers`.
 
         Args:
           max_drop: in the metric's own unit: 0.01 is a point of accuracy.

@@ -148,7 +148,7 @@ def weight_bits(layer: keras.Layer, config: QuantizeConfig) -> int:
     bits = {quantizer.num_bits for _, quantizer in weights}
     require(
         len(bits) == 1 and bits <= set(WEIGHT_BITS),
-        f"{start} asks for weights of {', '.join(map(str, sorted(bits)))} bits: a layer's weights have 4 or 8",
+        f"{start} asks for weights of {', '.join(map(str, sorted(bits)))} bits: a layer's have one number from 2 to 8",
     )
     of_activations = {quantizer.num_bits for quantizer in made}
     require(

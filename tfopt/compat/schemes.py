@@ -82,7 +82,7 @@ class DefaultNBitQuantizeScheme(QuantizeScheme):
     """Other numbers of bits.
 
     Args:
-      num_bits_weight: 4 or 8.
+      num_bits_weight: 2 to 8.
       num_bits_activation: 8, or 16 (extra `int16`).
     """
 

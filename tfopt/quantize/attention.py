@@ -33,8 +33,9 @@ class QuantizedAttention(QuantizedLayer):
 
     Args:
       layer: the MultiHeadAttention.
-      bits: of the weights, 4 or 8.
+      bits: of the weights, 2 to 8.
       activation_bits: of inner results, 8 or 16.
+      packed: whether the file holds 4 bits as such, and not in int8.
 
     Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762, section 3.2.
 
@@ -43,9 +44,9 @@ class QuantizedAttention(QuantizedLayer):
     TensorShape([1, 5, 8])
     """
 
-    def __init__(self, layer: Any, bits: int = 8, activation_bits: int = 8, **kwargs: Any) -> None:
+    def __init__(self, layer: Any, bits: int = 8, activation_bits: int = 8, packed: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.layer, self.bits, self.activation_bits = layer, bits, activation_bits
+        self.layer, self.bits, self.activation_bits, self.packed = layer, bits, activation_bits, packed
         fixed = {"weights": FUNCTIONS["softmax"].output()}
         self.quantizers = {
             name: FakeQuant(bits=activation_bits, name=f"{self.name}_{name}", **fixed.get(name, {}))
@@ -101,7 +102,7 @@ class QuantizedAttention(QuantizedLayer):
 
     def get_config(self) -> dict[str, Any]:
         """For saving."""
-        own = {"bits": self.bits, "activation_bits": self.activation_bits}
+        own = {key: getattr(self, key) for key in ("bits", "activation_bits", "packed")}
         return {**super().get_config(), **own, "layer": keras.saving.serialize_keras_object(self.layer)}
 
     @classmethod
@@ -116,7 +117,8 @@ class QuantizedAttention(QuantizedLayer):
         given = dict.fromkeys(_PROJECTIONS, input_scale) | {"output": scales["context"]}
         made = scales | {"output": output_scale}
         self.frozen = {
-            name: integer_matrix(*self._variables(name), self.bits, given[name], made[name]) for name in _PROJECTIONS
+            name: integer_matrix(*self._variables(name), self.bits, given[name], made[name], self.packed)
+            for name in _PROJECTIONS
         }
 
     def thaw(self) -> None:
@@ -169,7 +171,11 @@ def attention(rewrite: Rewrite, node: Node) -> None:
     made = rewrite.once(
         (id(layer), "attention"),
         lambda: QuantizedAttention(
-            rewrite.copy(layer), rewrite.weight_bits(layer), rewrite.activation_bits, name=rewrite.unique(node.name)
+            rewrite.copy(layer),
+            rewrite.weight_bits(layer),
+            rewrite.activation_bits,
+            rewrite.packed,
+            name=rewrite.unique(node.name),
         ),
     )
 

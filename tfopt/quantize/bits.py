@@ -8,7 +8,7 @@ import keras
 from tfopt.config import require
 from tfopt.variables import all_layers, select_layers
 
-WEIGHT_BITS = (4, 8)
+WEIGHT_BITS = tuple(range(2, 9))
 ACTIVATION_BITS = (8, 16)
 
 BitSelection = Sequence[str] | Mapping[str, int] | Callable[[keras.layers.Layer], bool | int | None] | None
@@ -19,13 +19,13 @@ class WeightBits:
 
     Args:
       model: the float model.
-      weight_bits: 4 or 8.
+      weight_bits: 2 to 8.
       layers: None: all layers have `weight_bits`. A list of names: these have `weight_bits`, the others 8. A dict from
         names to bits: these have as many, the others `weight_bits`. A function of a layer: it gives True for
         `weight_bits`, False for 8, or a number of bits.
 
     Raises:
-      ValueError: bits other than 4 or 8, a name that no layer has, or a selection of nothing.
+      ValueError: bits other than 2 to 8, a name that no layer has, or a selection of nothing.
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(2, name="b")])
     >>> bits = WeightBits(model, 8, {"b": 4})
@@ -34,7 +34,7 @@ class WeightBits:
     """
 
     def __init__(self, model: keras.Model, weight_bits: int, layers: BitSelection) -> None:
-        _require_bits("weight_bits", weight_bits)
+        require_bits("weight_bits", weight_bits)
         self.model, self.others = model, weight_bits
         self._chosen: dict[int, int] = {}
         self._asked: set[int] = set()
@@ -72,15 +72,16 @@ class WeightBits:
             )
 
     def _choose(self, name: str, bits: int) -> None:
-        _require_bits(f"the number of bits for {name!r}", bits)
+        require_bits(f"the number of bits for {name!r}", bits)
         self._chosen |= {id(layer): bits for layer in select_layers(self.model, [name])}
 
     def _number(self, layer: keras.layers.Layer, answer: Any) -> int:
         if isinstance(answer, bool):
             return self.others if answer else 8
-        _require_bits(f"the number of bits for {layer.name!r}", answer)
+        require_bits(f"the number of bits for {layer.name!r}", answer)
         return answer
 
 
-def _require_bits(what: str, bits: Any) -> None:
-    require(bits in WEIGHT_BITS and not isinstance(bits, bool), f"{what} must be 4 or 8, received {bits!r}")
+def require_bits(what: str, bits: Any) -> None:
+    """Raises a ValueError for a number of bits that weights cannot have."""
+    require(bits in WEIGHT_BITS and not isinstance(bits, bool), f"{what} must be from 2 to 8, received {bits!r}")

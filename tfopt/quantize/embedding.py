@@ -112,7 +112,7 @@ def embedding(rewrite: Rewrite, node: Node) -> None:
         raise Unsupported("its indices arrive as floats, which 8 bits cannot hold: use keras.Input(..., dtype='int32')")
     if rewrite.weight_bits(layer) != 8:
         raise Unsupported(
-            f"LiteRT looks up nothing in tables of 4 bits: say layers={{{layer.name!r}: 8}} to leave this one at 8 bits"
+            f"tables that LiteRT looks up in have 8 bits: say layers={{{layer.name!r}: 8}} to leave this one at them"
         )
     made = rewrite.once(
         (id(layer), "embedding"),

@@ -20,6 +20,15 @@ def largest_integer(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
+def stored_bits(bits: int, packed: bool) -> int:
+    """The bits of the integers that the file holds weights in: 4 where these are packed, otherwise 8.
+
+    >>> stored_bits(4, packed=True), stored_bits(4, packed=False), stored_bits(5, packed=True)
+    (4, 8, 8)
+    """
+    return 4 if bits == 4 and packed else 8
+
+
 def weight_scales(kernel: np.ndarray, axes: Sequence[int], bits: int) -> np.ndarray:
     """The scales at which the largest weight becomes the largest integer.
 

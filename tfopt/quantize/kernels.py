@@ -10,8 +10,8 @@ def round_twice(sums: tf.Tensor, bias: tf.Tensor, step: tf.Tensor, output_step: 
     """Adds a bias, and rounds as the kernels do when they bring a sum to the scale of the output.
 
     They multiply by a fraction in [1/2, 1) and round, then divide by a power of two and round again, halves away from
-    zero both times. With 4-bit weights, whose sums have coarse steps, the first rounding shows; and only these kernels
-    run them, as XNNPACK leaves them alone. The bias is lowered by what this adds on average, as in the file.
+    zero both times. With packed 4-bit weights, whose sums have coarse steps, the first rounding shows; and only these
+    kernels run them, as XNNPACK leaves them alone. The bias is lowered by what this adds on average, as in the file.
 
     Args:
       sums: float32, shape (..., channels).

@@ -16,6 +16,7 @@ from tfopt.quantize.integers import (
     largest_integer,
     rounding_excess,
     scales_that_hold,
+    stored_bits,
     to_integers,
     uneven,
     weight_scales,
@@ -39,7 +40,8 @@ class QuantizedLinear(QuantizedLayer):
     Args:
       layer: one of `convolve.LINEAR`, with a linear activation.
       batch_norm: the BatchNormalization behind it, or None.
-      bits: of the weights, 4 or 8.
+      bits: of the weights, 2 to 8.
+      packed: whether the file holds 4 bits as such, and not in int8.
       one_scale: one scale for all channels before the gain, for weights that have few different values.
 
     Source: Jacob et al., 2018, arXiv:1712.05877, section 3.2; Krishnamoorthi, 2018, arXiv:1806.08342, section 3.2.2.
@@ -56,11 +58,13 @@ class QuantizedLinear(QuantizedLayer):
         layer: keras.layers.Layer,
         batch_norm: keras.layers.BatchNormalization | None = None,
         bits: int = 8,
+        packed: bool = True,
         one_scale: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.layer, self.batch_norm, self.bits, self.one_scale = layer, batch_norm, bits, one_scale
+        self.layer, self.batch_norm, self.one_scale = layer, batch_norm, one_scale
+        self.bits, self.packed = bits, packed
         self.frozen: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
 
     def build(self, input_shape: Any) -> None:
@@ -98,7 +102,7 @@ class QuantizedLinear(QuantizedLayer):
         """For saving."""
         serialize = keras.saving.serialize_keras_object
         own = {"layer": serialize(self.layer), "batch_norm": self.batch_norm and serialize(self.batch_norm)}
-        return {**super().get_config(), **own, "bits": self.bits, "one_scale": self.one_scale}
+        return {**super().get_config(), **own, "bits": self.bits, "packed": self.packed, "one_scale": self.one_scale}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "QuantizedLinear":
@@ -160,9 +164,14 @@ class QuantizedLinear(QuantizedLayer):
         return has_one_scale(self.layer)
 
     @property
+    def _stored(self) -> int:
+        """The bits of the file's integers."""
+        return stored_bits(self.bits, self.packed)
+
+    @property
     def _rounds_twice(self) -> bool:
         """Whether XNNPACK leaves the layer to LiteRT's built-in kernels, whose first rounding 4 bits make coarse."""
-        return self.bits == 4 and not isinstance(self.layer, layers.Dense)
+        return self._stored == 4 and not isinstance(self.layer, layers.Dense)
 
     @property
     def _shared_axes(self) -> tuple[int, ...]:
@@ -204,17 +213,18 @@ class QuantizedLinear(QuantizedLayer):
 
     def _constant_kernel(self, integers: np.ndarray, scales: np.ndarray) -> tf.Tensor:
         """The kernel as the converter must see it: constants under an operator that tells their grid."""
-        limit, shape = largest_integer(self.bits), integers.shape
+        bits, shape = self._stored, integers.shape
+        limit = largest_integer(bits)
         kernel = (integers * scales).astype("float32")
         if self._gain_first:
             end = float(scales.max()) * limit
             kernel = with_height(kernel, self.layer)
-            return tf.quantization.fake_quant_with_min_max_vars(kernel, -end, end, self.bits, narrow_range=True)
+            return tf.quantization.fake_quant_with_min_max_vars(kernel, -end, end, bits, narrow_range=True)
         ends = (np.broadcast_to(scales, self._channels).ravel() * limit).astype("float32")
         # The operator takes the last axis as channels; a depthwise kernel has two axes of them.
         flat = kernel.reshape(*shape[:-2], 1, -1) if isinstance(self.layer, DEPTHWISE) else kernel
         rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-            with_height(flat, self.layer), -ends, ends, num_bits=self.bits, narrow_range=True
+            with_height(flat, self.layer), -ends, ends, num_bits=bits, narrow_range=True
         )
         return tf.reshape(rounded, with_height(kernel, self.layer).shape)
 

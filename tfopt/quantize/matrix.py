@@ -10,6 +10,7 @@ from tfopt.quantize.integers import (
     largest_integer,
     rounding_excess,
     scales_that_hold,
+    stored_bits,
     to_integers,
     weight_scales,
 )
@@ -22,7 +23,7 @@ class IntegerMatrix:
     Args:
       values: integers times their scale, float32 of shape (inputs, outputs).
       end: the value of the largest integer, above 0.
-      bits: of the integers, 4 or 8.
+      bits: of the integers in the file, 4 or 8.
       bias: shape (outputs,), or None.
     """
 
@@ -45,16 +46,22 @@ class IntegerMatrix:
 
 
 def integer_matrix(
-    kernel: Any, bias: Any, bits: int, input_scale: float | None, output_scale: float | None
+    kernel: Any,
+    bias: Any,
+    bits: int,
+    input_scale: float | None,
+    output_scale: float | None,
+    packed: bool = True,
 ) -> IntegerMatrix:
     """The matrix that the file will hold for a trained kernel.
 
     Args:
       kernel: shape (inputs, outputs).
       bias: shape (outputs,), or None.
-      bits: 4 or 8.
+      bits: of the weights, 2 to 8.
       input_scale: step of what is multiplied, above 0; None where that is float.
       output_scale: step of what the sum is rounded to, above 0; None where that is not known.
+      packed: whether the file holds 4 bits as such, and not in int8.
 
     >>> integer_matrix(np.array([[0.7], [0.33]]), None, 4, 0.01, 0.1).values.round(6).tolist()
     [[0.699999988079071], [0.30000001192092896]]
@@ -62,13 +69,14 @@ def integer_matrix(
     kernel, bias = np.asarray(kernel), None if bias is None else np.asarray(bias)
     wanted = np.zeros(()) if bias is None else np.abs(bias).max()
     scale = scales_that_hold(weight_scales(kernel, (0, 1), bits), wanted, input_scale)
-    if bits == 4 and input_scale is not None and output_scale is not None:
+    stored = stored_bits(bits, packed)
+    if stored == 4 and input_scale is not None and output_scale is not None:
         step = input_scale * scale.ravel()
         bias = (0.0 if bias is None else bias) - step * rounding_excess(step / output_scale) * np.ones(kernel.shape[1])
     return IntegerMatrix(
         (to_integers(kernel, scale, bits) * scale).astype("float32"),
-        float(scale.max()) * largest_integer(bits),
-        bits,
+        float(scale.max()) * largest_integer(stored),
+        stored,
         None if bias is None else bias.astype("float32"),
     )
 

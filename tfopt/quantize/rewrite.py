@@ -47,6 +47,7 @@ class Rewrite:
       graph: of the float model.
       weight_bits: by layer.
       activation_bits: 8 or 16.
+      packed: whether the file holds weights of 4 bits as such, and not in int8.
       output_names: of the model's outputs: in compile() and in the file they stay what they were.
     """
 
@@ -55,9 +56,11 @@ class Rewrite:
         graph: Graph,
         weight_bits: Callable[[keras.layers.Layer], int],
         activation_bits: int,
+        packed: bool,
         output_names: Sequence[str],
     ) -> None:
-        self.graph, self.weight_bits, self.activation_bits = graph, weight_bits, activation_bits
+        self.graph, self.weight_bits = graph, weight_bits
+        self.activation_bits, self.packed = activation_bits, packed
         self.values: dict[Ref, Value] = {}
         self._copies: list[tuple[keras.layers.Layer, Sequence[keras.layers.Layer]]] = []
         # Operations that are part of an earlier node's layer by now.

@@ -12,6 +12,7 @@ from tfopt.quantize import attention, recurrent, rules_elementwise, rules_shape
 from tfopt.quantize.activations import LINEAR as NONE
 from tfopt.quantize.activations import activation_of, by_function, is_keras
 from tfopt.quantize.convolve import LINEAR, TRANSPOSED
+from tfopt.quantize.integers import stored_bits
 from tfopt.quantize.linear import QuantizedLinear, has_one_scale
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported, is_float
 from tfopt.quantize.rules_elementwise import activate, activation
@@ -51,9 +52,11 @@ def linear(rewrite: Rewrite, node: Node) -> None:
     """Convolution or dense, with a BatchNormalization behind it; a ReLU behind that is the quantizer's."""
     layer = node.operation
     _check_activation(layer)
-    if isinstance(layer, TRANSPOSED) and (rewrite.weight_bits(layer), rewrite.activation_bits) == (4, 8):
+    stored = stored_bits(rewrite.weight_bits(layer), rewrite.packed)
+    if isinstance(layer, TRANSPOSED) and (stored, rewrite.activation_bits) == (4, 8):
         raise Unsupported(
-            f"LiteRT has no transposed convolution with weights of 4 bits: pass layers={{{layer.name!r}: 8}}"
+            f"LiteRT has no transposed convolution with packed weights of 4 bits: pass layers={{{layer.name!r}: 8}}, "
+            "or packed=False"
         )
     plain = rewrite.copy(layer, activation="linear", activity_regularizer=None)
     _linear(rewrite, node, rewrite.quantized(node.inputs[0]), plain, layer.kernel)
@@ -193,6 +196,7 @@ def _quantized_linear(
         plain,
         batch_norm,
         bits=rewrite.weight_bits(layer),
+        packed=rewrite.packed,
         one_scale=has_few_values(kernel),
         name=rewrite.unique(name),
     )

@@ -11,6 +11,7 @@ from tfopt.config import require, require_fraction
 from tfopt.distill.accuracy import teacher_notes
 from tfopt.invariants import Invariant
 from tfopt.quantize.aware import rewrite_model
+from tfopt.quantize.bits import require_bits
 from tfopt.quantize.calibrate import calibrate
 from tfopt.quantize.callback import FreezeRanges
 from tfopt.quantize.frozen import quantized_layers
@@ -34,10 +35,11 @@ class QuantizeAware(Stage):
 
     Args:
       epochs: passes over the training split, at least 1.
-      weight_bits: 8, or 4.
+      weight_bits: 2 to 8, see `quantize_aware`.
       activation_bits: 8, or 16 (extra `int16`).
       layers: which weights get how many bits; None: all get `weight_bits`. See `quantize_aware`.
       on_unsupported: "raise", or "float" to leave layers without integer rules in float.
+      packed: whether the file holds 4 bits as such, and not in int8, see `quantize_aware`.
       freeze: the last share of the epochs, in which ranges and BatchNormalization statistics stay fixed, in [0, 1];
         rounded up to whole epochs, but never the first one.
       fit: how to train; in float32, whatever its precision.
@@ -54,12 +56,13 @@ class QuantizeAware(Stage):
     activation_bits: int = 8
     layers: Any = None
     on_unsupported: Literal["raise", "float"] = "raise"
+    packed: bool = True
     freeze: float = 0.25
     fit: Fit = Fit(Cosine(5e-4))
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self.weight_bits in (4, 8), f"weight_bits must be 4 or 8, received {self.weight_bits!r}")
+        require_bits("weight_bits", self.weight_bits)
         require(self.activation_bits in (8, 16), f"activation_bits must be 8 or 16, received {self.activation_bits!r}")
         require_fraction("freeze", self.freeze, one=True)
         require(
@@ -115,7 +118,12 @@ class QuantizeAware(Stage):
     def _rewrite(self, work: Work) -> Work:
         """The work with the quantization-aware model, promises following its variables."""
         aware, renamed = rewrite_model(
-            work.need_model(), self.weight_bits, self.activation_bits, self.layers, self.on_unsupported
+            work.need_model(),
+            self.weight_bits,
+            self.activation_bits,
+            self.layers,
+            self.on_unsupported,
+            packed=self.packed,
         )
         promises = tuple(promise.follow(renamed) for promise in work.invariants)
         return work.replace(model=aware, invariants=promises, trained=True)

@@ -22,8 +22,9 @@ class QuantizedRecurrent(QuantizedLayer):
     Args:
       layer: an LSTM, GRU or SimpleRNN with tanh and sigmoid; its `return_sequences`, `return_state` and
         `go_backwards` hold.
-      bits: of the weights, 4 or 8.
+      bits: of the weights, 2 to 8.
       activation_bits: of the tensors, 8 or 16.
+      packed: whether the file holds 4 bits as such, and not in int8.
       in_order: give a sequence of outputs in the order of the inputs, even where they are read backwards.
 
     >>> layer = QuantizedRecurrent(keras.layers.LSTM(4, return_sequences=True))
@@ -32,10 +33,17 @@ class QuantizedRecurrent(QuantizedLayer):
     """
 
     def __init__(
-        self, layer: Any, bits: int = 8, activation_bits: int = 8, in_order: bool = False, **kwargs: Any
+        self,
+        layer: Any,
+        bits: int = 8,
+        activation_bits: int = 8,
+        packed: bool = True,
+        in_order: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.layer, self.bits, self.activation_bits, self.in_order = layer, bits, activation_bits, in_order
+        self.layer, self.bits, self.activation_bits = layer, bits, activation_bits
+        self.packed, self.in_order = packed, in_order
         # The layer only holds the weights; what it calls itself, and XLA could not compile, is not called.
         layer.supports_jit = True
         self.cell = cell_of(layer)
@@ -100,7 +108,7 @@ class QuantizedRecurrent(QuantizedLayer):
 
     def get_config(self) -> dict[str, Any]:
         """For saving."""
-        own = {key: getattr(self, key) for key in ("bits", "activation_bits", "in_order")}
+        own = {key: getattr(self, key) for key in ("bits", "activation_bits", "packed", "in_order")}
         return {**super().get_config(), **own, "layer": keras.saving.serialize_keras_object(self.layer)}
 
     @classmethod
@@ -114,8 +122,11 @@ class QuantizedRecurrent(QuantizedLayer):
         (kernel, bias), recurrent = self._variables()
         scales = {kind: quantizer.scale for kind, quantizer in self.quantizers.items()}
         self.frozen = (
-            integer_matrix(kernel, bias, self.bits, input_scale, scales["inputs"]),
-            [integer_matrix(part, own, self.bits, scales["tanh"], scales["recurrent"]) for part, own in recurrent],
+            integer_matrix(kernel, bias, self.bits, input_scale, scales["inputs"], self.packed),
+            [
+                integer_matrix(part, own, self.bits, scales["tanh"], scales["recurrent"], self.packed)
+                for part, own in recurrent
+            ],
         )
 
     def thaw(self) -> None:

@@ -15,6 +15,7 @@ from tfopt.data.check import check_data
 from tfopt.quantize.aware import quantize_aware
 from tfopt.quantize.frozen import is_quantized
 from tfopt.stage import Work
+from tfopt.tune.better import trained_on
 from tfopt.tune.candidate import (
     Bench,
     Candidate,
@@ -110,6 +111,7 @@ def reach(
     folder, known = work.with_workdir().workdir, work.need_data()
     assert folder is not None
     notes = _check(work.need_model(), known)
+    teaches = not notes
     mine = {
         "goal": repr(goal),
         "minutes": max_minutes,
@@ -123,10 +125,12 @@ def reach(
             keras.utils.set_random_seed(seed)
             model = adopt(work).need_model()
             reference, data = measure_reference(model, known, augment, folder)
+            model, said = trained_on(model, data, reference, learning_rate, clock.limit, folder, seed)
+            notes += said
             options = find_options(model, data, goal, reference, folder)
             require_conceivable(goal, options)
             clock.prepared()
-            bench = Bench(model, data, reference, options.sparsity, learning_rate, not notes, folder, seed)
+            bench = Bench(model, data, reference, options.sparsity, learning_rate, teaches, folder, seed)
             search = _Search(bench, goal, options, clock)
             search.run()
         found = Reached(
@@ -342,7 +346,7 @@ def _mildest(options: Sequence[Option]) -> list[Option]:
     """Of options within the same costs, those from which no other takes less in every way; the least strain first."""
 
     def takes(option: Option) -> tuple[float, float, int]:
-        return option.strain, option.zeros, len(option.few_bits)
+        return option.strain, option.zeros, len(option.bits)
 
     def is_milder(one: Option, other: Option) -> bool:
         pairs = list(zip(takes(one), takes(other), strict=True))

@@ -159,8 +159,8 @@ class Bench:
             small = narrowed(self.model, option.channels, option.blocks)
             zeros = allocate_zeros(small, present(small, self.sparsity), option.zeros)
             stages.append(Prune(epochs=pruning, layers=zeros, fit=self._fit(_PRUNE_RATE)))
-        bits = dict.fromkeys(option.few_bits, 4) or None
-        stages.append(QuantizeAware(rounding, layers=bits, fit=self._fit(_ROUND_RATE)))
+        rounded = QuantizeAware(rounding, layers=option.bits or None, packed=option.packed, fit=self._fit(_ROUND_RATE))
+        stages.append(rounded)
         return [*stages, ExportTFLite(max_drop=1.0)]
 
     def _fit(self, share: float = 1.0) -> Fit:

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -19,11 +19,12 @@ from tfopt.config import require
 from tfopt.data import Data
 from tfopt.files import write_text
 from tfopt.graph import deep_graphs
-from tfopt.kernels import select_kernels
+from tfopt.kernels import has_kernel, select_kernels
 from tfopt.measure.file import Measurement
 from tfopt.prune.magnitude import magnitude_mask
 from tfopt.quantize.aware import quantize_aware
 from tfopt.quantize.calibrate import calibrate
+from tfopt.quantize.convolve import TRANSPOSED
 from tfopt.record import Record
 from tfopt.tflite.export import export_tflite
 from tfopt.tune.goal import Goal
@@ -41,12 +42,17 @@ from tfopt.tune.widths import (
 
 # Fractions of all prunable weights.
 _ZEROS = (0.0, 0.3, 0.5, 0.65, 0.8)
-_LEVELS = {"sparsity": (0.3, 0.5, 0.7, 0.9), "ratio": levels_for({"macs": 0.1}), "bits": (8, 4)}
+_LEVELS = {
+    "sparsity": (0.3, 0.5, 0.7, 0.9),
+    "ratio": levels_for({"macs": 0.1}),
+    "bits": (8, 6, 5, 4, 3),
+    "packed": (8, 4),
+}
 # Parts of the residual blocks that are taken out together, beside a single one.
 _BLOCKS = (0.25, 0.5)
-# Training gives more back of zeros than of channels that went; how much more is a guess, no measurement.
+# Training gives more back of zeros and of bits than of channels that went; how much more is a guess, no measurement.
 _REGAINED = 0.5
-# What one layer alone may lose with 4 bits, before training, so that it has them.
+# What one layer alone may lose with fewer bits, before training, so that it has them.
 _BITS_DROP = 0.02
 
 
@@ -58,7 +64,8 @@ class Option(Record):
       blocks: the residual blocks that go.
       channels: by the first layer of each group that becomes narrower, how many channels stay.
       zeros: the fraction of all prunable weights that are zero.
-      few_bits: layers whose weights have 4 bits.
+      bits: of the weights of those layers that have fewer than 8.
+      packed: whether the file holds 4 bits as such.
       strain: what all of this costs the model before training: the root of the sum of the squared drops of what is
         done to single layers.
       width: the share of the multiplications that is left, or of the parameters where the input leaves a size open.
@@ -70,7 +77,8 @@ class Option(Record):
     blocks: tuple[str, ...]
     channels: Mapping[str, int]
     zeros: float
-    few_bits: tuple[str, ...]
+    bits: Mapping[str, int]
+    packed: bool
     strain: float
     width: float
     bytes: float
@@ -81,7 +89,10 @@ class Option(Record):
         parts = [f"without {', '.join(self.blocks)}"] if self.blocks else []
         parts += [f"channels for {self.width:.0%} of the work"] if self.channels else []
         parts += [f"{self.zeros:.0%} zeros"] if self.zeros else []
-        parts += [f"4 bits in {len(self.few_bits)} layers"] if self.few_bits else []
+        if self.bits:
+            numbers = sorted(set(self.bits.values()))
+            spread = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+            parts.append(f"{spread} bits in {len(self.bits)} layers")
         return ", ".join(parts) or "all channels, int8"
 
 
@@ -117,22 +128,46 @@ def find_options(model: keras.Model, data: Data, goal: Goal, reference: Referenc
         with tempfile.TemporaryDirectory() as folder:
             pricing = _Pricing(model, data, reference, goal, workdir / FOLDER / FILE, pathlib.Path(folder, "m.tflite"))
             zeros = sensitivity(model, data, "sparsity", _LEVELS["sparsity"])
-            few_bits = _few_bits(model, data, goal, notes)
-            found = pricing.options(zeros, few_bits, notes)
+            found = pricing.options(zeros, _fewer_bits(model, data, goal, notes), notes)
         written = {"options": [each.to_dict() for each in found], "sparsity": zeros.to_dict(), "notes": notes}
         write_text(path, json.dumps(written, indent=1))
     return _read(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _few_bits(model: keras.Model, data: Data, goal: Goal, notes: list[str]) -> dict[str, float]:
-    """The layers that bear 4 bits, each with its drop, where only sizes count: on CPUs these are slower than 8."""
-    if not goal.costs or goal.max_latency_ms is not None:
-        return {}
-    found = sensitivity(model, data, "bits", _LEVELS["bits"])
-    chosen = {layer: found.drop(layer, 4) for layer, bits in found.targets(_BITS_DROP).items() if bits == 4}
+@dataclasses.dataclass(frozen=True)
+class _Bits:
+    """How many bits layers bear.
+
+    Args:
+      layers: those with fewer than 8, with their number.
+      drops: what each costs alone.
+      packed: whether the file holds 4 bits as such.
+    """
+
+    layers: Mapping[str, int]
+    drops: Mapping[str, float]
+    packed: bool
+
+
+def _fewer_bits(model: keras.Model, data: Data, goal: Goal, notes: list[str]) -> _Bits | None:
+    """The bits that layers bear, where they save what counts; None: they do not.
+
+    Packed ones make the file smaller, and slow; others save after gzip only, and cost no time.
+    """
+    packed = bool(goal.costs) and goal.max_latency_ms is None
+    if goal.costs and not packed and goal.max_gzip_bytes is None:
+        return None
+
+    def bears(layer: keras.Layer) -> bool:
+        """Whether LiteRT has an operator for it."""
+        return has_kernel(layer) and not isinstance(layer, (keras.layers.Embedding, *(TRANSPOSED if packed else ())))
+
+    found = sensitivity(model, data, "bits", _LEVELS["packed" if packed else "bits"], bears)
+    chosen = {layer: int(bits) for layer, bits in found.targets(_BITS_DROP).items() if bits < 8}
     if not chosen:
-        notes.append(f"4 bits: each layer alone loses more than {_BITS_DROP:g} with them, before training")
-    return chosen
+        notes.append(f"fewer bits: each layer alone loses more than {_BITS_DROP:g} with them, before training")
+        return None
+    return _Bits(chosen, {layer: found.drop(layer, bits) for layer, bits in chosen.items()}, packed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,11 +200,12 @@ class _Pricing:
         export_tflite(model, self.path, "int8", self.data)
         return latency_ratio(self.path, self.plain)
 
-    def options(self, zeros: Sensitivity, few_bits: Mapping[str, float], notes: list[str]) -> list[Option]:
+    def options(self, zeros: Sensitivity, bits: _Bits | None, notes: list[str]) -> list[Option]:
         """All combinations."""
         model, data, reference = self.model, self.data, self.reference
-        packed = {share: _with_zeros(model, data, zeros, share, self.path).gzip_bytes for share in _ZEROS}
-        fewer = _with_few_bits(model, data, tuple(few_bits), self.path) if few_bits else None
+        sparse = [_with_zeros(model, zeros, share) for share in _ZEROS]
+        files = [export_tflite(each, self.path, "int8", data) for each in sparse]
+        rounded = [_with_fewer_bits(each, data, bits, self.path) for each in sparse] if bits is not None else []
         found = []
         for blocks, channels, strained in self._shapes(notes):
             smaller = narrowed(model, channels, blocks)
@@ -178,23 +214,26 @@ class _Pricing:
             latency = (latency_ratio(self.path, self.plain) if is_smaller else 1.0) if self.is_timed else None
             width = _width(model, smaller) if is_smaller else 1.0
             weights = smaller.count_params() / model.count_params()
-            for share in _ZEROS:
+            for index, share in enumerate(_ZEROS):
                 squares = strained**2 + (_REGAINED * _zeros_strain(smaller, zeros, share)) ** 2
-                less = packed[share] / reference.gzip_bytes
-                gzip_bytes = whole.gzip_bytes * less
+                gzip_bytes = whole.gzip_bytes * files[index].gzip_bytes / reference.gzip_bytes
                 how: dict[str, Any] = {"blocks": blocks, "channels": dict(channels), "zeros": share, "width": width}
                 sizes: dict[str, Any] = {"bytes": whole.bytes, "gzip_bytes": gzip_bytes}
-                found.append(Option(**how, few_bits=(), strain=math.sqrt(squares), latency=latency, **sizes))
-                if fewer is not None:
-                    squares += sum(max(0.0, drop) ** 2 for drop in few_bits.values())
+                found.append(Option(**how, bits={}, packed=False, strain=math.sqrt(squares), latency=latency, **sizes))
+                if bits is not None:
+                    there = {layer.name for layer in smaller._flatten_layers()} & bits.layers.keys()
+                    squares += sum((_REGAINED * max(0.0, bits.drops[name])) ** 2 for name in there)
                     # What fewer bits save is in the weights; the rest of a file stays.
                     sizes = {
-                        "bytes": whole.bytes - weights * (reference.bytes - fewer.bytes),
-                        "gzip_bytes": gzip_bytes - weights * (reference.gzip_bytes - fewer.gzip_bytes) * less,
+                        "bytes": whole.bytes - weights * (reference.bytes - rounded[index].bytes),
+                        "gzip_bytes": whole.gzip_bytes * rounded[index].gzip_bytes / reference.gzip_bytes,
                     }
-                    there = {layer.name for layer in smaller._flatten_layers()}
-                    names = tuple(each for each in few_bits if each in there)
-                    found.append(Option(**how, few_bits=names, strain=math.sqrt(squares), latency=None, **sizes))
+                    fewer_bits: dict[str, Any] = {
+                        "bits": {name: number for name, number in bits.layers.items() if name in there},
+                        "packed": bits.packed,
+                    }
+                    time = None if bits.packed else latency
+                    found.append(Option(**how, **fewer_bits, strain=math.sqrt(squares), latency=time, **sizes))
         return found
 
     def _shapes(self, notes: list[str]) -> Iterator[tuple[tuple[str, ...], Channels, float]]:
@@ -261,19 +300,19 @@ def _width(model: keras.Model, smaller: keras.Model) -> float:
     return after.parameters / before.parameters
 
 
-def _with_zeros(model: keras.Model, data: Data, found: Sensitivity, share: float, path: pathlib.Path) -> Measurement:
-    """The int8 file of the model with its smallest weights at zero."""
+def _with_zeros(model: keras.Model, found: Sensitivity, share: float) -> keras.Model:
+    """The model with its smallest weights at zero."""
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     for name, fraction in (allocate_zeros(model, found, share) if share else {}).items():
         for variable in select_kernels(copy, [name])[0]:
             variable.assign(variable * keras.ops.cast(magnitude_mask(variable, fraction), variable.dtype))
-    return export_tflite(copy, path, "int8", data)
+    return copy
 
 
-def _with_few_bits(model: keras.Model, data: Data, few_bits: Sequence[str], path: pathlib.Path) -> Measurement:
-    """The file of the model with 4 bits in some layers."""
-    aware = quantize_aware(model, 8, layers=dict.fromkeys(few_bits, 4))
+def _with_fewer_bits(model: keras.Model, data: Data, bits: _Bits, path: pathlib.Path) -> Measurement:
+    """The file of the model with fewer bits in some layers."""
+    aware = quantize_aware(model, 8, layers=bits.layers, packed=bits.packed)
     calibrate(aware, data)
     return export_tflite(aware, path)
 
@@ -298,6 +337,5 @@ def _read(written: Mapping[str, Any]) -> Options:
     found = written["sparsity"]
     values = {layer: {float(level): each for level, each in row.items()} for layer, row in found["values"].items()}
     kind: Kind = found["kind"]
-    lists = ("blocks", "few_bits")
-    options = tuple(Option(**{**each, **{key: tuple(each[key]) for key in lists}}) for each in written["options"])
+    options = tuple(Option(**{**each, "blocks": tuple(each["blocks"])}) for each in written["options"])
     return Options(options, Sensitivity(kind, found["metric"], found["baseline"], values), tuple(written["notes"]))
