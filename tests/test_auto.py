@@ -24,8 +24,9 @@ from tests.conftest import blobs, residual_model, small_model
 from tfopt import tune
 from tfopt.analyze.allocate import allocate_zeros
 from tfopt.tune.auto import _by_shape, _mildest
+from tfopt.tune.better import trained_on
 from tfopt.tune.options import Option, Options, _fewer_bits, find_options, require_conceivable
-from tfopt.tune.reference import measure_reference
+from tfopt.tune.reference import measure_reference, value_of
 from tfopt.tune.widths import cheapest, latency_table, narrowed, present, strain, widths_by_latency
 
 
@@ -165,6 +166,23 @@ def test_fewer_bits_cost_no_time_where_they_are_not_packed(trained, data, tmp_pa
     assert 0.9 * whole.bytes < fewer.bytes <= whole.bytes
     assert fewer.gzip_bytes < 0.9 * whole.gzip_bytes
     assert fewer.latency == whole.latency == 1.0
+
+
+def test_a_model_that_was_not_at_its_best_is_trained_on(data, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = small_model()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    model.fit(data.batches("train"), epochs=1, shuffle=False, verbose=0)
+    weights = model.get_weights()
+    reference, known = measure_reference(model, data, False, tmp_path)
+    better, said = trained_on(model, known, reference, 0.05, 1e6, tmp_path, seed=0)
+    assert value_of(better, known, "validation")[1] > reference.value
+    assert "in 3 more epochs its accuracy on the validation split went from" in said[0]
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    # Neither without the time for it, nor where it helps nothing.
+    assert trained_on(model, known, reference, 0.05, 0.0, tmp_path / "none", seed=0) == (model, [])
+    assert trained_on(model, known, reference, 1e-9, 1e6, tmp_path / "slow", seed=0) == (model, [])
 
 
 def test_zeros_go_where_they_cost_least_and_add_up():

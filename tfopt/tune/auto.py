@@ -22,6 +22,7 @@ from tfopt.tune.candidate import (
     Plan,
     least_epochs,
     plain_candidate,
+    teacher_of,
     try_candidate,
     unfit_to_teach,
 )
@@ -130,7 +131,8 @@ def reach(
             options = find_options(model, data, goal, reference, folder)
             require_conceivable(goal, options)
             clock.prepared()
-            bench = Bench(model, data, reference, options.sparsity, learning_rate, teaches, folder, seed)
+            teacher = teacher_of(model) if teaches else None
+            bench = Bench(model, data, reference, options.sparsity, learning_rate, teacher, folder, seed)
             search = _Search(bench, goal, options, clock)
             search.run()
         found = Reached(
@@ -334,7 +336,7 @@ class _Search:
 
     def _epoch(self, option: Option) -> float:
         """What one of a candidate's epochs takes."""
-        taught = _TAUGHT if self.bench.distills else 0.0
+        taught = _TAUGHT if self.bench.teacher is not None else 0.0
         return self.bench.reference.epoch_seconds * (_FIXED + _SCALED * option.width + taught)
 
 
