@@ -18,6 +18,7 @@ def stages(
     model: str | None = None,
     value_high: float = 1.0,
     epochs: int = 10,
+    more_epochs: int = 0,
     blocks: int = 0,
     macs: float = 0.5,
     sensitivity: bool = False,
@@ -40,6 +41,7 @@ def stages(
       model: a trained model to start from, in place of training one.
       value_high: what pixel value 255 becomes in the model's input; pixel value 0 becomes 0.
       epochs: of the float training of a DS-CNN, where no model is given.
+      more_epochs: of training a given model on, before anything goes, at `qat_learning_rate`.
       blocks: how many residual blocks go first, those that alone cost least.
       macs: the share of the multiplications that the channels leave, in (0, 1]; 1: all channels stay.
       sensitivity: whether layers give up channels by what each alone costs, instead of all the same share.
@@ -49,8 +51,7 @@ def stages(
       filters: of every convolution of the DS-CNN.
       flip: mirror half of the training images.
       shift: move training images by up to so many pixels.
-      distill: whether the smaller models learn from the given one, too; where none is given, from the one that entered
-        the stage.
+      distill: whether the smaller models learn from the whole one, too.
       batch_size: examples a training step.
       learning_rate: highest learning rate of the float trainings; it falls along a cosine.
       qat_learning_rate: the same, of the quantization-aware training.
@@ -60,9 +61,11 @@ def stages(
         start = [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
     else:
         start = [tfopt.LoadModel(model)]
+        if more_epochs:
+            start.append(tfopt.Train(more_epochs, fit=tfopt.Fit(tfopt.Cosine(qat_learning_rate))))
     augment = [tfopt.augment.Flip()] * flip + [tfopt.augment.PadCrop(shift)] * (shift > 0)
-    # The model itself teaches what is left of it; see `tfopt.tune.candidate` for the figures behind these two.
-    teaching = Teaching(model, temperature=4.0, alpha=0.7) if distill else None
+    # The whole model teaches what is left of it; see `tfopt.tune.candidate` for the figures behind these two.
+    teaching = Teaching(stage=start[-1].name, temperature=4.0, alpha=0.7) if distill else None
     narrowing = dataclasses.replace(fit, distill=teaching)
     channels = tfopt.PruneChannels(
         target={"macs": macs},

@@ -18,6 +18,7 @@ def stages(
     model: str | None = None,
     value_high: float = 1.0,
     epochs: int = 10,
+    more_epochs: int = 0,
     sparsity: float = 0.8,
     pattern: str = "unstructured",
     criterion: str = "global_magnitude",
@@ -43,6 +44,7 @@ def stages(
       model: a trained model to start from, in place of training one.
       value_high: what pixel value 255 becomes in the model's input; pixel value 0 becomes 0.
       epochs: of the float training of a DS-CNN, where no model is given.
+      more_epochs: of training a given model on, before anything else, at `qat_learning_rate`.
       sparsity: fraction of the weights to set to zero, in [0, 1).
       pattern: where the zeros may lie: unstructured, N:M such as 2:4 (with its own sparsity), or blocks such as 1x4.
       criterion: which weights go first: magnitude (the smallest of each layer), global_magnitude (of all layers
@@ -54,7 +56,7 @@ def stages(
       filters: of every convolution of the DS-CNN.
       flip: mirror half of the training images.
       shift: move training images by up to so many pixels.
-      distill: whether each training learns from the model as it entered it, too.
+      distill: whether all later trainings learn from the float model, too.
       depthwise: whether depthwise kernels are pruned, too.
       refresh: steps after which each weight may change its cluster; 0: never.
       batch_size: examples a training step.
@@ -67,7 +69,9 @@ def stages(
         start = [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
     else:
         start = [tfopt.LoadModel(model)]
-    teaching = Teaching() if distill else None
+        if more_epochs:
+            start.append(tfopt.Train(more_epochs, fit=tfopt.Fit(tfopt.Cosine(qat_learning_rate))))
+    teaching = Teaching(stage=start[-1].name, temperature=4.0, alpha=0.7) if distill else None
     augment = [tfopt.augment.Flip()] * flip + [tfopt.augment.PadCrop(shift)] * (shift > 0)
     fine = tfopt.Fit(tfopt.Cosine(qat_learning_rate), distill=teaching)
     return [

@@ -25,7 +25,8 @@ from tfopt import tune
 from tfopt.analyze.allocate import allocate_zeros
 from tfopt.tune.auto import _by_shape, _mildest
 from tfopt.tune.better import trained_on
-from tfopt.tune.options import Option, Options, _fewer_bits, find_options, require_conceivable
+from tfopt.tune.bits import fewer_bits
+from tfopt.tune.options import Option, Options, find_options, require_conceivable
 from tfopt.tune.reference import measure_reference, value_of
 from tfopt.tune.widths import cheapest, latency_table, narrowed, present, strain, widths_by_latency
 
@@ -149,7 +150,7 @@ def test_what_is_gone_has_no_sensitivity():
     ],
 )
 def test_bits_are_packed_where_the_file_itself_counts_and_time_does_not(limits, packed, trained, data):
-    found = _fewer_bits(trained, data, tune.Goal(**limits), [])
+    found = fewer_bits(trained, data, tune.Goal(**limits), [])
     assert packed == (None if found is None else found.packed)
     if found is not None:
         assert found.layers

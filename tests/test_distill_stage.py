@@ -87,6 +87,52 @@ def test_every_stage_that_trains_learns_from_the_model_as_it_entered(stage, trai
     assert not all(np.array_equal(ours, theirs) for ours, theirs in pairs)
 
 
+def test_a_quantized_student_is_near_the_confident_model_that_it_was(trained, data):
+    teacher = keras.models.clone_model(trained)
+    # Logits so far apart that an int8 probability of the last class is 0.
+    teacher.set_weights([*trained.get_weights()[:-2], *(8 * each for each in trained.get_weights()[-2:])])
+    aware = tfopt.quantize_aware(teacher)
+    tfopt.calibrate(aware, data)
+    distiller = tfopt.Distiller(aware, teacher, temperature=4.0, alpha=1.0)
+    distiller.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", jit_compile=False)
+    x, y = next(iter(data.batches("train")))
+    assert np.min(aware.predict(x, verbose=0)) == 0
+    assert distiller.train_on_batch(x, y) < 0.1
+
+
+def test_a_model_from_earlier_in_the_chain_teaches(data, tmp_path):
+    float_one = tfopt.Fit(3e-3, distill=Teaching(stage="Train"))
+    first = tfopt.Fit(3e-3, distill=Teaching(stage="input"))
+    stages = [tfopt.Train(1, FIT), tfopt.Prune(0.8, 1, fit=FIT), tfopt.QuantizeAware(1, fit=float_one)]
+    work = tfopt.run([*stages, tfopt.Train(1, first)], start(data, tmp_path))
+    trained, _, quantized, last = work.report.stages
+    for stage, who, accuracy in (
+        (quantized, "Train", trained.metrics["after"]["accuracy"]),
+        (last, "input", trained.metrics["before"]["accuracy"]),
+    ):
+        assert (
+            f"learnt from the model as {who} left it; accuracy on the test split: the teacher {accuracy:.4f}"
+            in (stage.notes[-1])
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Prune", "no stage 'Prune' before this one .*: there are input, Train"),
+        ("QuantizeAware", "no stage 'QuantizeAware' before this one"),
+        # It makes no model.
+        ("Augment", "no stage 'Augment' before this one"),
+    ],
+)
+def test_a_stage_that_left_no_model_is_refused_before_training(name, words, data, tmp_path):
+    fit = tfopt.Fit(distill=Teaching(stage=name))
+    chain = [tfopt.Augment((tfopt.augment.Flip(),)), tfopt.Train(1, FIT), tfopt.QuantizeAware(1, fit=fit)]
+    with pytest.raises(ValueError, match=words):
+        tfopt.run(chain, start(data, tmp_path))
+    assert not list(tmp_path.glob("02-*"))
+
+
 def test_a_model_in_memory_teaches_and_is_told_apart_by_its_weights(trained, data, tmp_path):
     before = trained.get_weights()
     tfopt.run([tfopt.Distill(trained, 1, fit=FIT)], start(data, tmp_path))
@@ -200,6 +246,7 @@ def test_what_is_kept_and_augmented_data_exclude_each_other(teacher, data, tmp_p
         (lambda: tfopt.Distill("t.keras", alpha=2), "alpha must be a fraction in"),
         (lambda: tfopt.Distill("t.keras", fit=SELF), "leave distill out of its fit"),
         (lambda: Teaching("t.keras", features=[("a", "b")], cache="folder"), "leave one of the two out"),
+        (lambda: Teaching("t.keras", stage="Train"), "leave one of stage and teacher out"),
         (lambda: tfopt.Fit(distill="t.keras"), "distill must be None or a tfopt.distill.Teaching"),
     ],
 )

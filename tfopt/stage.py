@@ -86,6 +86,24 @@ class Work:
         """The processes that work on this chain together."""
         return Peers(self.strategy)
 
+    def snapshot(self, stage: str = "") -> pathlib.Path:
+        """The file of the model as the last stage of a name left it.
+
+        Args:
+          stage: the name, such as "Train"; "input" is the model that was handed over, "" the last one of any name.
+
+        Raises:
+          ValueError: no such stage has made or trained a model.
+        """
+        names = [label.partition("-")[2] for label, _ in self.snapshots]
+        places = [place for place, name in enumerate(names) if stage in ("", name)]
+        if not places:
+            raise ValueError(
+                f"no stage {stage!r} before this one has made or trained a model"
+                + (f": there are {', '.join(dict.fromkeys(names))}" if names else "")
+            )
+        return self.snapshots[places[-1]][1]
+
     def need_model(self) -> keras.Model:
         """The model; a ValueError where there is none yet, or where it is not built."""
         if self.model is None:

@@ -27,8 +27,8 @@ def teacher_notes(work: "Work", fit: "Fit", student: keras.Model) -> list[str]:
     """
     if fit.distill is None:
         return []
-    data, entered = work.need_data(), work.snapshots[-1][1]
-    distiller = fit.distill.distiller(student, data, entered)
+    data = work.need_data()
+    distiller = fit.distill.distiller(student, data, work.snapshot(fit.distill.stage))
     teacher, after = distiller.teacher, evaluate(student, data)
     name = next((each for each in after if not each.endswith("loss")), "loss")
     if isinstance(teacher, Recorded):
@@ -37,7 +37,7 @@ def teacher_notes(work: "Work", fit: "Fit", student: keras.Model) -> list[str]:
     values = {"the teacher": evaluate_teacher(distiller, data, "test")[name], "the student after": after[name]}
     if work.trained:
         known = [each.metrics["after"] for each in work.report.stages if each.metrics.get("after")]
-        before = known[-1] if known else evaluate(load_saved(entered), data)
+        before = known[-1] if known else evaluate(load_saved(work.snapshot()), data)
         values["the student before"] = before[name]
     said = ", ".join(f"{who} {value:.4f}" for who, value in values.items())
     return [f"learnt from {teacher.name}; {name} on the test split: {said}"]

@@ -45,6 +45,8 @@ def check_teaching(work: "Work", fit: "Fit") -> None:
         f"{model.name!r} would teach itself, and has not been trained yet: put Train before this stage, or name a "
         "teacher",
     )
+    if teaching.stage:
+        work.snapshot(teaching.stage)
     require(teaching.cache is None or not data.augment, AUGMENTED)
     parts = work.peers.strategy.num_replicas_in_sync * fit.micro_batches
     for each in as_features(teaching.features):

@@ -17,11 +17,12 @@ from tfopt.distill.features import (
     as_features,
 )
 from tfopt.distill.layers import Projection, Watched, masked
-from tfopt.distill.losses import Kind, soft_label_loss
+from tfopt.distill.losses import FLOOR, Kind, soft_label_loss
 from tfopt.distill.outputs import Seen, kind_of, look_at, seen_from
 from tfopt.distill.records import Taught
 from tfopt.distill.teacher import Teacher
 from tfopt.distill.teachers import as_teacher, noise, teacher_from_config
+from tfopt.quantize.frozen import is_quantized
 
 
 @keras.saving.register_keras_serializable("tfopt")
@@ -82,6 +83,9 @@ class Distiller(keras.Model):
         if seen is None or not isinstance(teacher, Teacher):
             examples = noise(student) if examples is None else examples
         self._seen = look_at(student(examples, training=False)) if seen is None else seen
+        if is_quantized(student):
+            # Its outputs are rounded when it predicts, not in training: nothing there must be taken for a rounded 0.
+            self._seen = [dataclasses.replace(each, floor=FLOOR) for each in self._seen]
         self._teacher = as_teacher(teacher, examples, [each.teacher_layer for each in self._features])
         _check_outputs(student.name, self._seen, self._teacher)
         self.projections = self._make_projections()

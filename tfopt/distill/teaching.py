@@ -40,12 +40,14 @@ class Teaching(HasTeacher):
 
     Args:
       teacher: the path of a saved model or of a .tflite file, a built Keras model, or a list of these: an ensemble.
-        None: the model as it enters the stage, so that a float model teaches the one that is pruned or quantized.
+        None: a model of the chain, so that a float model teaches the one that is pruned or quantized.
       temperature: softens the outputs of both, above 0.
       alpha: what the teacher's outputs count beside the targets, in [0, 1].
       features: pairs of layer names (student's, teacher's), or `Hint`, `Attention`, `Relational`.
       cache: a folder, where the teacher's outputs for the training split are kept: a second run reads them. Not with
         augmented data, nor with features. None: the teacher is run at each step.
+      stage: without a teacher, the name of the earlier stage whose model teaches, such as "Train"; "input": the one
+        that was handed to the chain; "": the model as it enters the stage.
 
     Raises:
       ValueError: values out of range, or what excludes each other.
@@ -59,9 +61,14 @@ class Teaching(HasTeacher):
     alpha: float = 0.5
     features: Sequence[Any] = ()
     cache: str | os.PathLike[str] | None = None
+    stage: str = ""
 
     def __post_init__(self) -> None:
         check_weights(self.temperature, self.alpha, as_features(self.features))
+        require(
+            self.teacher is None or not self.stage,
+            f"the teacher is {self.stage!r}'s model, or the one that is given: leave one of stage and teacher out",
+        )
         require(
             self.cache is None or not self.features,
             "cache keeps the teacher's outputs, and features are seen only when it runs: leave one of the two out",
@@ -73,7 +80,7 @@ class Teaching(HasTeacher):
         Args:
           student: built.
           data: what to train on.
-          entered: the teacher where none is named: a model, or its file.
+          entered: the model of the chain that teaches where none is named, or its file.
           peers: the processes that train together; the chief writes the cache.
         """
         distiller = self.distiller(student, data, entered)
@@ -93,7 +100,7 @@ class Teaching(HasTeacher):
         if self.teacher is not None:
             return self._pair(student, self.teacher, data)
         distiller = self._pair(student, entered, data)
-        distiller.teacher.name = "the model as it entered"
+        distiller.teacher.name = f"the model as {self.stage} left it" if self.stage else "the model as it entered"
         return distiller
 
     def _pair(self, student: keras.Model, teacher: Any, data: Data) -> Distiller:

@@ -40,7 +40,7 @@ def train_in(
     callbacks: Sequence[Any] = (),
     part: str = "",
 ) -> tuple[keras.Model, dict[str, list[float]]]:
-    """`train` for a stage: under its name, with its checkpoint, and the model as it entered for a teacher.
+    """`train` for a stage: under its name, with its checkpoint, and a model from the chain for a teacher.
 
     Args:
       stage: whose training it is.
@@ -64,7 +64,7 @@ def train_in(
         keep=work.invariants if keep is None else keep,
         callbacks=callbacks,
         strategy=work.strategy,
-        entered=work.snapshots[-1][1] if work.snapshots else None,
+        entered=None if fit.distill is None else work.snapshot(fit.distill.stage),
     )
 
 
@@ -93,7 +93,7 @@ def train(
       keep: promises to hold at every step.
       callbacks: further Keras callbacks with `state()` and `restore(state)`.
       strategy: on which devices and hosts; None: on one device.
-      entered: the file of the model as it entered the stage: its teacher, where `fit` asks for one and names none.
+      entered: the file of a model from the chain: the teacher, where `fit` asks for one and names none.
 
     Returns:
       The trained model in float32, and the metrics by epoch.

@@ -19,14 +19,13 @@ from tfopt.config import require
 from tfopt.data import Data
 from tfopt.files import write_text
 from tfopt.graph import deep_graphs
-from tfopt.kernels import has_kernel, select_kernels
-from tfopt.measure.file import Measurement
+from tfopt.kernels import select_kernels
 from tfopt.prune.magnitude import magnitude_mask
 from tfopt.quantize.aware import quantize_aware
 from tfopt.quantize.calibrate import calibrate
-from tfopt.quantize.convolve import TRANSPOSED
 from tfopt.record import Record
 from tfopt.tflite.export import export_tflite
+from tfopt.tune.bits import Bits, fewer_bits
 from tfopt.tune.goal import Goal
 from tfopt.tune.reference import FILE, FOLDER, Reference, latency_ratio
 from tfopt.tune.widths import (
@@ -42,18 +41,11 @@ from tfopt.tune.widths import (
 
 # Fractions of all prunable weights.
 _ZEROS = (0.0, 0.3, 0.5, 0.65, 0.8)
-_LEVELS = {
-    "sparsity": (0.3, 0.5, 0.7, 0.9),
-    "ratio": levels_for({"macs": 0.1}),
-    "bits": (8, 6, 5, 4, 3),
-    "packed": (8, 4),
-}
+_LEVELS = {"sparsity": (0.3, 0.5, 0.7, 0.9), "ratio": levels_for({"macs": 0.1})}
 # Parts of the residual blocks that are taken out together, beside a single one.
 _BLOCKS = (0.25, 0.5)
 # Training gives more back of zeros and of bits than of channels that went; how much more is a guess, no measurement.
 _REGAINED = 0.5
-# What one layer alone may lose with fewer bits, before training, so that it has them.
-_BITS_DROP = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,46 +120,31 @@ def find_options(model: keras.Model, data: Data, goal: Goal, reference: Referenc
         with tempfile.TemporaryDirectory() as folder:
             pricing = _Pricing(model, data, reference, goal, workdir / FOLDER / FILE, pathlib.Path(folder, "m.tflite"))
             zeros = sensitivity(model, data, "sparsity", _LEVELS["sparsity"])
-            found = pricing.options(zeros, _fewer_bits(model, data, goal, notes), notes)
+            found = pricing.options(zeros, fewer_bits(model, data, goal, notes), notes)
         written = {"options": [each.to_dict() for each in found], "sparsity": zeros.to_dict(), "notes": notes}
         write_text(path, json.dumps(written, indent=1))
     return _read(json.loads(path.read_text(encoding="utf-8")))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Bits:
-    """How many bits layers bear.
+class _Ending:
+    """What becomes of the weights.
 
     Args:
-      layers: those with fewer than 8, with their number.
-      drops: what each costs alone.
+      zeros: fraction of all prunable ones.
+      bits: of those layers that have fewer than 8.
+      drops: what each of these costs alone.
       packed: whether the file holds 4 bits as such.
+      saved_bytes: of the whole model's file.
+      gzip_share: of the plain int8 file's compressed size, for the whole model.
     """
 
-    layers: Mapping[str, int]
+    zeros: float
+    bits: Mapping[str, int]
     drops: Mapping[str, float]
     packed: bool
-
-
-def _fewer_bits(model: keras.Model, data: Data, goal: Goal, notes: list[str]) -> _Bits | None:
-    """The bits that layers bear, where they save what counts; None: they do not.
-
-    Packed ones make the file smaller, and slow; others save after gzip only, and cost no time.
-    """
-    packed = bool(goal.costs) and goal.max_latency_ms is None
-    if goal.costs and not packed and goal.max_gzip_bytes is None:
-        return None
-
-    def bears(layer: keras.Layer) -> bool:
-        """Whether LiteRT has an operator for it."""
-        return has_kernel(layer) and not isinstance(layer, (keras.layers.Embedding, *(TRANSPOSED if packed else ())))
-
-    found = sensitivity(model, data, "bits", _LEVELS["packed" if packed else "bits"], bears)
-    chosen = {layer: int(bits) for layer, bits in found.targets(_BITS_DROP).items() if bits < 8}
-    if not chosen:
-        notes.append(f"fewer bits: each layer alone loses more than {_BITS_DROP:g} with them, before training")
-        return None
-    return _Bits(chosen, {layer: found.drop(layer, bits) for layer, bits in chosen.items()}, packed)
+    saved_bytes: int
+    gzip_share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,41 +177,52 @@ class _Pricing:
         export_tflite(model, self.path, "int8", self.data)
         return latency_ratio(self.path, self.plain)
 
-    def options(self, zeros: Sensitivity, bits: _Bits | None, notes: list[str]) -> list[Option]:
+    def options(self, zeros: Sensitivity, bits: Bits | None, notes: list[str]) -> list[Option]:
         """All combinations."""
-        model, data, reference = self.model, self.data, self.reference
-        sparse = [_with_zeros(model, zeros, share) for share in _ZEROS]
-        files = [export_tflite(each, self.path, "int8", data) for each in sparse]
-        rounded = [_with_fewer_bits(each, data, bits, self.path) for each in sparse] if bits is not None else []
+        model, endings = self.model, self._endings(zeros, bits)
         found = []
         for blocks, channels, strained in self._shapes(notes):
             smaller = narrowed(model, channels, blocks)
-            whole = export_tflite(smaller, self.path, "int8", data)
+            whole = export_tflite(smaller, self.path, "int8", self.data)
             is_smaller = bool(blocks or channels)
             latency = (latency_ratio(self.path, self.plain) if is_smaller else 1.0) if self.is_timed else None
             width = _width(model, smaller) if is_smaller else 1.0
             weights = smaller.count_params() / model.count_params()
-            for index, share in enumerate(_ZEROS):
-                squares = strained**2 + (_REGAINED * _zeros_strain(smaller, zeros, share)) ** 2
-                gzip_bytes = whole.gzip_bytes * files[index].gzip_bytes / reference.gzip_bytes
-                how: dict[str, Any] = {"blocks": blocks, "channels": dict(channels), "zeros": share, "width": width}
-                sizes: dict[str, Any] = {"bytes": whole.bytes, "gzip_bytes": gzip_bytes}
-                found.append(Option(**how, bits={}, packed=False, strain=math.sqrt(squares), latency=latency, **sizes))
-                if bits is not None:
-                    there = {layer.name for layer in smaller._flatten_layers()} & bits.layers.keys()
-                    squares += sum((_REGAINED * max(0.0, bits.drops[name])) ** 2 for name in there)
+            there = {layer.name for layer in smaller._flatten_layers()}
+            for ending in endings:
+                drops = {name: drop for name, drop in ending.drops.items() if name in there}
+                lost = math.hypot(_zeros_strain(smaller, zeros, ending.zeros), *drops.values())
+                option = Option(
+                    blocks=blocks,
+                    channels=dict(channels),
+                    zeros=ending.zeros,
+                    bits={name: number for name, number in ending.bits.items() if name in there},
+                    packed=ending.packed,
+                    strain=math.hypot(strained, _REGAINED * lost),
+                    width=width,
                     # What fewer bits save is in the weights; the rest of a file stays.
-                    sizes = {
-                        "bytes": whole.bytes - weights * (reference.bytes - rounded[index].bytes),
-                        "gzip_bytes": whole.gzip_bytes * rounded[index].gzip_bytes / reference.gzip_bytes,
-                    }
-                    fewer_bits: dict[str, Any] = {
-                        "bits": {name: number for name, number in bits.layers.items() if name in there},
-                        "packed": bits.packed,
-                    }
-                    time = None if bits.packed else latency
-                    found.append(Option(**how, **fewer_bits, strain=math.sqrt(squares), latency=time, **sizes))
+                    bytes=whole.bytes - weights * ending.saved_bytes,
+                    gzip_bytes=whole.gzip_bytes * ending.gzip_share,
+                    latency=None if ending.packed else latency,
+                )
+                found.append(option)
         return found
+
+    def _endings(self, zeros: Sensitivity, bits: Bits | None) -> list["_Ending"]:
+        """What becomes of the weights of any shape, measured on the whole one."""
+        endings = []
+        for share in _ZEROS:
+            sparse = _with_zeros(self.model, zeros, share)
+            file = export_tflite(sparse, self.path, "int8", self.data)
+            gzip_share = file.gzip_bytes / self.reference.gzip_bytes
+            endings.append(_Ending(share, {}, {}, packed=False, saved_bytes=0, gzip_share=gzip_share))
+            if bits is not None:
+                aware = quantize_aware(sparse, 8, layers=bits.layers, packed=bits.packed)
+                calibrate(aware, self.data)
+                rounded = export_tflite(aware, self.path)
+                saved, gzip_share = file.bytes - rounded.bytes, rounded.gzip_bytes / self.reference.gzip_bytes
+                endings.append(_Ending(share, bits.layers, bits.drops, bits.packed, saved, gzip_share))
+        return endings
 
     def _shapes(self, notes: list[str]) -> Iterator[tuple[tuple[str, ...], Channels, float]]:
         """Blocks that could go and channels that could stay, each with its strain, without repetition."""
@@ -308,13 +296,6 @@ def _with_zeros(model: keras.Model, found: Sensitivity, share: float) -> keras.M
         for variable in select_kernels(copy, [name])[0]:
             variable.assign(variable * keras.ops.cast(magnitude_mask(variable, fraction), variable.dtype))
     return copy
-
-
-def _with_fewer_bits(model: keras.Model, data: Data, bits: _Bits, path: pathlib.Path) -> Measurement:
-    """The file of the model with fewer bits in some layers."""
-    aware = quantize_aware(model, 8, layers=bits.layers, packed=bits.packed)
-    calibrate(aware, data)
-    return export_tflite(aware, path)
 
 
 def require_conceivable(goal: Goal, options: Options) -> None:
