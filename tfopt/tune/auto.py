@@ -34,8 +34,8 @@ from tfopt.tune.reference import measure_reference, value_of
 from tfopt.workdir import adopt, claim, identity, locked
 
 # What an epoch costs beside one of the float model: for any width, for the work that is left, and for the teacher,
-# which is the whole model and runs forward only.
-_FIXED, _SCALED, _TAUGHT = 0.35, 0.65, 0.35
+# which is the whole model and runs forward only. ResNet-8 with .62 of its work and a teacher took .78 on two cores.
+_FIXED, _SCALED, _TAUGHT = 0.2, 0.6, 0.2
 # Evaluations that a candidate's stages make, and seconds to write, compare and time a file.
 _EVALUATIONS, _FILE_SECONDS = 10, 15.0
 # Of the usable time, what a first look at an option takes; what the most promising one gets of the rest.
@@ -50,7 +50,7 @@ _PROMISING = 0.08
 # Shares of latency, and their squares of the compressed size, that are tried where no cost is limited; the first one.
 _STEPS, _FIRST = (0.95, 0.85, 0.775, 0.7, 0.6, 0.5, 0.4, 0.3), 3
 # What is expected stays below a limit by this: compressed sizes turn out a little larger, times differ a little.
-_MARGINS = {"bytes": 1.0, "gzip_bytes": 0.95, "median_ms": 0.98}
+_MARGINS = {"bytes": 1.0, "gzip_bytes": 0.97, "median_ms": 0.98}
 
 
 def reach(
