@@ -22,7 +22,7 @@ Table = Mapping[str, Sequence[tuple[int, float, float]]]
 # Of each group, what is timed.
 _TIMED = (0.25, 0.5, 0.75)
 # Latencies that are aimed at, as shares; and shares of the parameters or multiplications.
-_LATENCIES = tuple(np.arange(0.95, 0.34, -0.025).round(3).tolist())
+_LATENCIES = tuple(np.arange(0.95, 0.34, -0.05).round(3).tolist())
 _SHARES = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.12)
 # Steps of the latency that are told apart.
 _BINS = 200
