@@ -33,6 +33,16 @@ def files(trained, data, tmp_path_factory):
     return folder
 
 
+def test_a_teacher_stays_the_same_when_a_model_inside_is_compiled():
+    inner = dense(0)
+    whole = keras.Sequential([keras.Input((8, 8, 2)), inner])
+    before = repr(Teaching(whole))
+    inner.compile("adam", "sparse_categorical_crossentropy")
+    assert repr(Teaching(whole)) == before
+    inner.set_weights([each + 1 for each in inner.get_weights()])
+    assert repr(Teaching(whole)) != before
+
+
 def test_an_ensemble_says_the_mean_of_probabilities():
     x, _ = blobs(24)
     # One of them gives logits.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -112,7 +112,7 @@ class KerasTeacher(Teacher):
     def digest(self) -> str:
         """Of the config and the weights."""
         try:
-            config = json.dumps(self.model.get_config(), sort_keys=True, default=str)
+            config = json.dumps(_uncompiled(self.model.get_config()), sort_keys=True, default=str)
         except NotImplementedError:
             config = type(self.model).__name__
         return digest([np.array(config), *self.arrays()]).hex()
@@ -136,6 +136,13 @@ class KerasTeacher(Teacher):
             "seen": [dataclasses.astuple(each) for each in self.seen],
             "name": self.name,
         }
+
+
+def _uncompiled(config: Any) -> Any:
+    """A configuration without what models inside were compiled with: a mere evaluation compiles them."""
+    if isinstance(config, Mapping):
+        return {key: _uncompiled(each) for key, each in config.items() if key != "compile_config"}
+    return [_uncompiled(each) for each in config] if isinstance(config, list | tuple) else config
 
 
 class Ensemble(Teacher):
