@@ -9,6 +9,7 @@ import pytest
 import tfopt
 from tests.conftest import blobs, small_model
 from tfopt.measure.file import weight_tensors
+from tfopt.quantize.bits import InInt8
 from tfopt.quantize.frozen import frozen
 from tfopt.quantize.integers import largest_integer
 from tfopt.tflite.flatbuffer import read_tflite
@@ -135,7 +136,7 @@ def test_bits_by_layer(weight_bits, layers, four, trained, tmp_path):
 
 @pytest.mark.parametrize(("bits", "largest"), [(2, 1), (3, 3), (4, 7), (6, 31)])
 def test_other_numbers_of_bits_are_held_in_int8(bits, largest, trained, tmp_path):
-    model = fitted(tfopt.quantize_aware(trained, bits, packed=False))
+    model = fitted(tfopt.quantize_aware(trained, InInt8(bits)))
     x, _ = blobs(40)
     model.save(tmp_path / "m.keras")
     model = keras.saving.load_model(tmp_path / "m.keras")
@@ -149,7 +150,7 @@ def test_other_numbers_of_bits_are_held_in_int8(bits, largest, trained, tmp_path
 def test_what_is_not_packed_is_small_after_gzip_only(trained, tmp_path):
     files = {}
     for bits, packed in ((8, True), (4, True), (4, False)):
-        aware = tfopt.quantize_aware(trained, bits, packed=packed)
+        aware = tfopt.quantize_aware(trained, bits if packed else InInt8(bits))
         tfopt.calibrate(aware, blobs(40)[0])
         files[bits, packed] = tfopt.export_tflite(aware, tmp_path / "m.tflite")
     assert files[4, False].bytes == files[8, True].bytes > files[4, True].bytes

@@ -10,6 +10,7 @@ from keras import layers, ops
 
 import tfopt
 from tests.quantize_cases import norm, then
+from tfopt.quantize.bits import InInt8
 from tfopt.quantize.linear import QuantizedLinear
 from tfopt.tflite.flatbuffer import read_tflite
 
@@ -211,7 +212,7 @@ def test_transposed_convolutions_are_refused_with_4_bits():
     with pytest.raises(ValueError, match="pass layers={'up': 8}"):
         tfopt.quantize_aware(model, weight_bits=4)
     tfopt.quantize_aware(model, weight_bits=4, layers={"up": 8})
-    tfopt.quantize_aware(model, weight_bits=4, packed=False)
+    tfopt.quantize_aware(model, InInt8(4))
 
 
 def test_integers_stay_integers(tmp_path):

@@ -8,7 +8,7 @@ from absl import logging
 
 from tfopt.config import require
 from tfopt.graph import Node, deep_graphs, flatten, functional
-from tfopt.quantize.bits import ACTIVATION_BITS, BitSelection, WeightBits
+from tfopt.quantize.bits import ACTIVATION_BITS, BitSelection, InInt8, WeightBits
 from tfopt.quantize.frozen import is_quantized
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported
 from tfopt.quantize.rules import rule_for
@@ -22,7 +22,6 @@ def quantize_aware(
     activation_bits: int = 8,
     layers: BitSelection = None,
     on_unsupported: Literal["raise", "float"] = "raise",
-    packed: bool = True,
 ) -> keras.Model:
     """Rewrites a model so that it trains, and predicts, with the rounding of its integer file.
 
@@ -33,13 +32,12 @@ def quantize_aware(
     Args:
       model: functional or Sequential, built and trained; nested models are inlined, shared layers stay shared. It is
         left as it is; the result has copies of its weights.
-      weight_bits: 2 to 8. 4 bits make files of half the size; other numbers are held in int8, and save after gzip.
+      weight_bits: 2 to 8. 4 bits make files of half the size, unless they are `InInt8(4)`; other numbers are held in
+        int8, and save after gzip.
       activation_bits: 8, or 16 for files that lose next to nothing and are slow on CPUs (extra `int16`).
       layers: which weights get how many bits, see `WeightBits`; None: all get `weight_bits`.
       on_unsupported: what becomes of a layer without an integer rule. "raise": an error names all of them. "float":
         they stay in float32, in the file too; `float_islands` lists them.
-      packed: whether the file holds 4 bits as such. False: in int8, with which convolutions are as fast as with 8 bits;
-        before gzip the file is then as large as with 8 bits, after gzip nearly as small as a packed one.
 
     Raises:
       TypeError: it is no Keras 3 model.
@@ -54,7 +52,7 @@ def quantize_aware(
     >>> [type(layer).__name__ for layer in quantize_aware(model).layers]
     ['InputLayer', 'FakeQuant', 'QuantizedLinear', 'FakeQuant', 'Identity']
     """
-    return rewrite_model(model, weight_bits, activation_bits, layers, on_unsupported, packed=packed)[0]
+    return rewrite_model(model, weight_bits, activation_bits, layers, on_unsupported)[0]
 
 
 @deep_graphs()
@@ -65,7 +63,6 @@ def rewrite_model(
     layers: BitSelection,
     on_unsupported: str,
     in_float: Callable[[keras.Operation], bool] = lambda operation: False,
-    packed: bool = True,
 ) -> tuple[keras.Model, dict[str, str]]:
     """What `quantize_aware` returns, and the new path of each variable that was copied, by its old one.
 
@@ -76,7 +73,7 @@ def rewrite_model(
     with float32_by_default():
         graph, source = flatten(model), functional(model, model.name)
         names = [tensor._keras_history.operation.name for tensor in source._outputs]
-        rewrite = Rewrite(graph, bits, activation_bits, packed, names)
+        rewrite = Rewrite(graph, bits, activation_bits, not isinstance(weight_bits, InInt8), names)
         inputs = [
             keras.Input(
                 batch_shape=tensor.shape,

@@ -14,6 +14,20 @@ ACTIVATION_BITS = (8, 16)
 BitSelection = Sequence[str] | Mapping[str, int] | Callable[[keras.layers.Layer], bool | int | None] | None
 
 
+class InInt8(int):
+    """A number of bits for weights, those of single layers too, that the file holds in int8, even where it is 4.
+
+    Convolutions compute with int8 as fast as with 8 bits, with packed 4 bits slower. Before gzip the file is then as
+    large as with 8 bits, after gzip nearly as small as a packed one.
+
+    >>> InInt8(4) == 4, InInt8(4)
+    (True, InInt8(4))
+    """
+
+    def __repr__(self) -> str:
+        return f"InInt8({int(self)})"
+
+
 class WeightBits:
     """The number of bits for the weights of each layer of a model.
 
@@ -60,7 +74,7 @@ class WeightBits:
     def __call__(self, layer: keras.layers.Layer) -> int:
         """The bits of a layer's weights."""
         self._asked.add(id(layer))
-        return self._chosen.get(id(layer), self.others)
+        return int(self._chosen.get(id(layer), self.others))
 
     def check_used(self) -> None:
         """Raises a ValueError where a layer was named whose weights nobody asked about: it has none to quantize."""

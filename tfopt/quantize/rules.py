@@ -56,7 +56,7 @@ def linear(rewrite: Rewrite, node: Node) -> None:
     if isinstance(layer, TRANSPOSED) and (stored, rewrite.activation_bits) == (4, 8):
         raise Unsupported(
             f"LiteRT has no transposed convolution with packed weights of 4 bits: pass layers={{{layer.name!r}: 8}}, "
-            "or packed=False"
+            "or weight_bits=tfopt.quantize.bits.InInt8(4)"
         )
     plain = rewrite.copy(layer, activation="linear", activity_regularizer=None)
     _linear(rewrite, node, rewrite.quantized(node.inputs[0]), plain, layer.kernel)

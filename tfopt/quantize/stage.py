@@ -39,7 +39,6 @@ class QuantizeAware(Stage):
       activation_bits: 8, or 16 (extra `int16`).
       layers: which weights get how many bits; None: all get `weight_bits`. See `quantize_aware`.
       on_unsupported: "raise", or "float" to leave layers without integer rules in float.
-      packed: whether the file holds 4 bits as such, and not in int8, see `quantize_aware`.
       freeze: the last share of the epochs, in which ranges and BatchNormalization statistics stay fixed, in [0, 1];
         rounded up to whole epochs, but never the first one.
       fit: how to train; in float32, whatever its precision.
@@ -56,7 +55,6 @@ class QuantizeAware(Stage):
     activation_bits: int = 8
     layers: Any = None
     on_unsupported: Literal["raise", "float"] = "raise"
-    packed: bool = True
     freeze: float = 0.25
     fit: Fit = Fit(Cosine(5e-4))
     trains: ClassVar[bool] = True
@@ -123,7 +121,6 @@ class QuantizeAware(Stage):
             self.activation_bits,
             self.layers,
             self.on_unsupported,
-            packed=self.packed,
         )
         promises = tuple(promise.follow(renamed) for promise in work.invariants)
         return work.replace(model=aware, invariants=promises, trained=True)

@@ -22,6 +22,7 @@ from tfopt.distill.teaching import Teaching
 from tfopt.files import write_text
 from tfopt.fuse.model import fuse_layers
 from tfopt.prune.stage import Prune
+from tfopt.quantize.bits import InInt8
 from tfopt.quantize.stage import QuantizeAware
 from tfopt.record import Record
 from tfopt.stage import Stage, Work
@@ -160,7 +161,8 @@ class Bench:
             small = narrowed(self.model, option.channels, option.blocks)
             zeros = allocate_zeros(small, present(small, self.sparsity), option.zeros)
             stages.append(Prune(epochs=pruning, layers=zeros, fit=self._fit(_PRUNE_RATE)))
-        rounded = QuantizeAware(rounding, layers=option.bits or None, packed=option.packed, fit=self._fit(_ROUND_RATE))
+        others = 8 if option.packed else InInt8(8)
+        rounded = QuantizeAware(rounding, others, layers=option.bits or None, fit=self._fit(_ROUND_RATE))
         stages.append(rounded)
         return [*stages, ExportTFLite(max_drop=1.0)]
 

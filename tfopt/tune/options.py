@@ -22,6 +22,7 @@ from tfopt.graph import deep_graphs
 from tfopt.kernels import select_kernels
 from tfopt.prune.magnitude import magnitude_mask
 from tfopt.quantize.aware import quantize_aware
+from tfopt.quantize.bits import InInt8
 from tfopt.quantize.calibrate import calibrate
 from tfopt.record import Record
 from tfopt.tflite.export import export_tflite
@@ -217,7 +218,7 @@ class _Pricing:
             gzip_share = file.gzip_bytes / self.reference.gzip_bytes
             endings.append(_Ending(share, {}, {}, packed=False, saved_bytes=0, gzip_share=gzip_share))
             if bits is not None:
-                aware = quantize_aware(sparse, 8, layers=bits.layers, packed=bits.packed)
+                aware = quantize_aware(sparse, 8 if bits.packed else InInt8(8), layers=bits.layers)
                 calibrate(aware, self.data)
                 rounded = export_tflite(aware, self.path)
                 saved, gzip_share = file.bytes - rounded.bytes, rounded.gzip_bytes / self.reference.gzip_bytes
