@@ -125,6 +125,7 @@ SIZES = {"conv": 144, "hidden": 1536, "out": 36}
         pytest.param(4, {"conv": 8}, ["hidden", "out"], marks=pytest.mark.slow),
         (4, ["conv"], ["conv"]),
         (4, lambda layer: layer.name == "out", ["out"]),
+        (8, {"conv": 4, "hidden": InInt8(4)}, ["conv"]),
         (8, lambda layer: 4 if isinstance(layer, keras.layers.Dense) else None, ["hidden", "out"]),
     ],
 )

@@ -174,7 +174,7 @@ def attention(rewrite: Rewrite, node: Node) -> None:
             rewrite.copy(layer),
             rewrite.weight_bits(layer),
             rewrite.activation_bits,
-            rewrite.packed,
+            rewrite.weight_bits.packed(layer),
             name=rewrite.unique(node.name),
         ),
     )

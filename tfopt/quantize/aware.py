@@ -8,7 +8,7 @@ from absl import logging
 
 from tfopt.config import require
 from tfopt.graph import Node, deep_graphs, flatten, functional
-from tfopt.quantize.bits import ACTIVATION_BITS, BitSelection, InInt8, WeightBits
+from tfopt.quantize.bits import ACTIVATION_BITS, BitSelection, WeightBits
 from tfopt.quantize.frozen import is_quantized
 from tfopt.quantize.rewrite import Rewrite, Rule, Unsupported
 from tfopt.quantize.rules import rule_for
@@ -73,7 +73,7 @@ def rewrite_model(
     with float32_by_default():
         graph, source = flatten(model), functional(model, model.name)
         names = [tensor._keras_history.operation.name for tensor in source._outputs]
-        rewrite = Rewrite(graph, bits, activation_bits, not isinstance(weight_bits, InInt8), names)
+        rewrite = Rewrite(graph, bits, activation_bits, names)
         inputs = [
             keras.Input(
                 batch_shape=tensor.shape,

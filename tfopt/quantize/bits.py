@@ -15,8 +15,9 @@ BitSelection = Sequence[str] | Mapping[str, int] | Callable[[keras.layers.Layer]
 
 
 class InInt8(int):
-    """A number of bits for weights, those of single layers too, that the file holds in int8, even where it is 4.
+    """A number of bits for weights that the file holds in int8, even where it is 4.
 
+    As `weight_bits` it says so of the layers that have a number of their own, too.
     Convolutions compute with int8 as fast as with 8 bits, with packed 4 bits slower. Before gzip the file is then as
     large as with 8 bits, after gzip nearly as small as a packed one.
 
@@ -49,7 +50,7 @@ class WeightBits:
 
     def __init__(self, model: keras.Model, weight_bits: int, layers: BitSelection) -> None:
         require_bits("weight_bits", weight_bits)
-        self.model, self.others = model, weight_bits
+        self.model, self.others, self._packs = model, weight_bits, not isinstance(weight_bits, InInt8)
         self._chosen: dict[int, int] = {}
         self._asked: set[int] = set()
         self._names: Sequence[str] = ()
@@ -75,6 +76,10 @@ class WeightBits:
         """The bits of a layer's weights."""
         self._asked.add(id(layer))
         return int(self._chosen.get(id(layer), self.others))
+
+    def packed(self, layer: keras.layers.Layer) -> bool:
+        """Whether the file holds a layer's weights of 4 bits as such, and not in int8."""
+        return self._packs and not isinstance(self._chosen.get(id(layer)), InInt8)
 
     def check_used(self) -> None:
         """Raises a ValueError where a layer was named whose weights nobody asked about: it has none to quantize."""

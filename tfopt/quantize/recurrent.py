@@ -71,7 +71,7 @@ def _unroll(
             rewrite.copy(layer, activity_regularizer=None),
             bits=rewrite.weight_bits(layer),
             activation_bits=rewrite.activation_bits,
-            packed=rewrite.packed,
+            packed=rewrite.weight_bits.packed(layer),
             in_order=layer is not node.operation,
             activity_regularizer=layer.activity_regularizer,
             name=rewrite.unique(name),

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfopt.graph import Graph, Node, Ref
 from tfopt.quantize.arithmetic import QuantizedArithmetic
+from tfopt.quantize.bits import WeightBits
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.island import FloatIsland
 from tfopt.quantize.layer import Unmasked
@@ -47,20 +48,17 @@ class Rewrite:
       graph: of the float model.
       weight_bits: by layer.
       activation_bits: 8 or 16.
-      packed: whether the file holds weights of 4 bits as such, and not in int8.
       output_names: of the model's outputs: in compile() and in the file they stay what they were.
     """
 
     def __init__(
         self,
         graph: Graph,
-        weight_bits: Callable[[keras.layers.Layer], int],
+        weight_bits: WeightBits,
         activation_bits: int,
-        packed: bool,
         output_names: Sequence[str],
     ) -> None:
-        self.graph, self.weight_bits = graph, weight_bits
-        self.activation_bits, self.packed = activation_bits, packed
+        self.graph, self.weight_bits, self.activation_bits = graph, weight_bits, activation_bits
         self.values: dict[Ref, Value] = {}
         self._copies: list[tuple[keras.layers.Layer, Sequence[keras.layers.Layer]]] = []
         # Operations that are part of an earlier node's layer by now.

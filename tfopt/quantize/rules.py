@@ -52,7 +52,7 @@ def linear(rewrite: Rewrite, node: Node) -> None:
     """Convolution or dense, with a BatchNormalization behind it; a ReLU behind that is the quantizer's."""
     layer = node.operation
     _check_activation(layer)
-    stored = stored_bits(rewrite.weight_bits(layer), rewrite.packed)
+    stored = stored_bits(rewrite.weight_bits(layer), rewrite.weight_bits.packed(layer))
     if isinstance(layer, TRANSPOSED) and (stored, rewrite.activation_bits) == (4, 8):
         raise Unsupported(
             f"LiteRT has no transposed convolution with packed weights of 4 bits: pass layers={{{layer.name!r}: 8}}, "
@@ -196,7 +196,7 @@ def _quantized_linear(
         plain,
         batch_norm,
         bits=rewrite.weight_bits(layer),
-        packed=rewrite.packed,
+        packed=rewrite.weight_bits.packed(layer),
         one_scale=has_few_values(kernel),
         name=rewrite.unique(name),
     )

@@ -47,9 +47,7 @@ def trained_on(
     value = value_of(trained, data, "validation", reference.metric)[1]
     if reference.drop(value) >= 0:
         return model, []
-    before, after = (
-        units.percent(x) if reference.metric == "accuracy" else f"{x:.4g}" for x in (reference.value, value)
-    )
+    before, after = (units.value(reference.metric, each) for each in (reference.value, value))
     said = (
         f"the float model was not at its best: in {epochs} more epochs its {reference.metric} on the validation split "
         f"went from {before} to {after}. Candidates begin with it and learn from it; drops are against the model as it "

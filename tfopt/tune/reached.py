@@ -110,7 +110,7 @@ class Reached(Record):
     def describe(self, each: Candidate) -> str:
         """What a candidate is worth, and what it costs, beside the plain int8 file."""
         metric, reference = self.reference.metric, self.reference
-        value = units.percent(each.test_value) if metric == "accuracy" else units.value(metric, each.test_value)
+        value = units.value(metric, each.test_value)
         return (
             f"{metric} {value} on the test split ({drop_text(each.test_drop)} against the float model), "
             f"{units.count(each.bytes)} bytes, {units.count(each.gzip_bytes)} after gzip "
