@@ -4,9 +4,9 @@
     python -m recipes.benchmarks.training --workdir=runs/small --examples=2000 --budget=2 --int4_epochs=1
 
 For each seed, all on the same examples: the members of an ensemble, wider than the student; a student trained by
-itself, one that learns from the first member, and one that learns from all, each for as many epochs; and the student
-trained by itself, quantized to 4 bits with and without what the ensemble says, again for as many epochs. Accuracies in
-4 bits are those of the .tflite files. The best member is the one that is best on the test split: no easier one to beat.
+itself, one that learns from the first member, and one that learns from all, each for as many epochs. Then 4 bits, again
+for as many epochs: the student trained by itself, with and without what the ensemble says from here on; and the one
+that learned from the ensemble, which goes on learning from it. Accuracies in 4 bits are those of the .tflite files. The best member is the one that is best on the test split: no easier one to beat.
 Kill it whenever you like and start it again with the same flags: what is finished is kept.
 """
 
@@ -51,6 +51,7 @@ PAIRS = (
     ("student from the ensemble", "best member"),
     ("ensemble", "best member"),
     ("int4, distilled", "int4, plain"),
+    ("int4, distilled from the start", "int4, plain"),
 )
 
 
@@ -88,10 +89,14 @@ def measure(seed: int, folder: pathlib.Path) -> dict[str, float]:
     plain = run("plain", [narrow, tfopt.Train(epochs, fit)])
     from_one = run("from_one", [narrow, tfopt.Train(epochs, teach(members[0], fit))])
     from_all = run("from_all", [narrow, tfopt.Train(epochs, teach(together.need_model(), fit))])
-    files = {}
-    for name, how in (("int4, plain", int4), ("int4, distilled", teach(together.need_model(), int4))):
+    files, taught = {}, teach(together.need_model(), int4)
+    for name, start, how in (
+        ("int4, plain", plain, int4),
+        ("int4, distilled", plain, taught),
+        ("int4, distilled from the start", from_all, taught),
+    ):
         stages = [tfopt.QuantizeAware(_INT4.value, weight_bits=4, fit=how), tfopt.ExportTFLite(max_drop=1.0)]
-        work = run(name.replace(", ", "_"), stages, plain.need_model())
+        work = run(name.replace(", ", "_").replace(" ", "_"), stages, start.need_model())
         files[name] = float(work.report.artefacts["tflite"]["accuracy"])
     return {
         "plain student": accuracy(plain),

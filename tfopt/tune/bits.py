@@ -18,7 +18,7 @@ _DROP = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Bits:
-    """How many bits layers bear.
+    """How many bits layers bear; by itself: 8 each.
 
     Args:
       layers: those with fewer than 8, with their number.
@@ -26,9 +26,9 @@ class Bits:
       packed: whether the file holds 4 bits as such.
     """
 
-    layers: Mapping[str, int]
-    drops: Mapping[str, float]
-    packed: bool
+    layers: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    drops: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    packed: bool = False
 
 
 def fewer_bits(model: keras.Model, data: Data, goal: Goal, notes: list[str]) -> Bits | None:

@@ -134,18 +134,29 @@ class _Ending:
     Args:
       zeros: fraction of all prunable ones.
       bits: of those layers that have fewer than 8.
-      drops: what each of these costs alone.
-      packed: whether the file holds 4 bits as such.
       saved_bytes: of the whole model's file.
       gzip_share: of the plain int8 file's compressed size, for the whole model.
     """
 
     zeros: float
-    bits: Mapping[str, int]
-    drops: Mapping[str, float]
-    packed: bool
+    bits: Bits
     saved_bytes: int
     gzip_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """What the int8 file of a smaller model costs.
+
+    Args:
+      bytes: of the file.
+      gzip_bytes: of the file.
+      latency: as a share of the plain int8 file's; None: it does not count.
+    """
+
+    bytes: int
+    gzip_bytes: int
+    latency: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +170,7 @@ class _Pricing:
       goal: what is aimed at.
       plain: the plain int8 file.
       path: where files are written for the moment.
+      files: those that were measured, by the blocks that go and the channels that stay.
     """
 
     model: keras.Model
@@ -167,44 +179,53 @@ class _Pricing:
     goal: Goal
     plain: pathlib.Path
     path: pathlib.Path
+    files: dict[Any, _File] = dataclasses.field(default_factory=dict)
 
     @property
     def is_timed(self) -> bool:
         """Whether latencies count."""
         return not self.goal.costs or self.goal.max_latency_ms is not None
 
-    def time(self, model: keras.Model) -> float:
-        """The latency of a model's int8 file as a share of the plain one's."""
-        export_tflite(model, self.path, "int8", self.data)
-        return latency_ratio(self.path, self.plain)
+    def file(self, channels: Channels, blocks: tuple[str, ...] = ()) -> _File:
+        """The file of a smaller model, made and timed once."""
+        key = blocks, tuple(sorted(channels.items()))
+        if key not in self.files:
+            file = export_tflite(narrowed(self.model, channels, blocks), self.path, "int8", self.data)
+            is_whole = not blocks and not channels
+            latency = (1.0 if is_whole else latency_ratio(self.path, self.plain)) if self.is_timed else None
+            self.files[key] = _File(file.bytes, file.gzip_bytes, latency)
+        return self.files[key]
+
+    def time(self, channels: Channels, blocks: tuple[str, ...] = ()) -> float:
+        """The latency of a smaller model's file as a share of the plain one's; only where latencies count."""
+        latency = self.file(channels, blocks).latency
+        assert latency is not None
+        return latency
 
     def options(self, zeros: Sensitivity, bits: Bits | None, notes: list[str]) -> list[Option]:
         """All combinations."""
         model, endings = self.model, self._endings(zeros, bits)
         found = []
         for blocks, channels, strained in self._shapes(notes):
-            smaller = narrowed(model, channels, blocks)
-            whole = export_tflite(smaller, self.path, "int8", self.data)
-            is_smaller = bool(blocks or channels)
-            latency = (latency_ratio(self.path, self.plain) if is_smaller else 1.0) if self.is_timed else None
-            width = _width(model, smaller) if is_smaller else 1.0
+            smaller, file = narrowed(model, channels, blocks), self.file(channels, blocks)
+            width = _width(model, smaller) if blocks or channels else 1.0
             weights = smaller.count_params() / model.count_params()
             there = {layer.name for layer in smaller._flatten_layers()}
             for ending in endings:
-                drops = {name: drop for name, drop in ending.drops.items() if name in there}
-                lost = math.hypot(_zeros_strain(smaller, zeros, ending.zeros), *drops.values())
+                drops = [drop for name, drop in ending.bits.drops.items() if name in there]
+                lost = math.hypot(_zeros_strain(smaller, zeros, ending.zeros), *drops)
                 option = Option(
                     blocks=blocks,
                     channels=dict(channels),
                     zeros=ending.zeros,
-                    bits={name: number for name, number in ending.bits.items() if name in there},
-                    packed=ending.packed,
+                    bits={name: number for name, number in ending.bits.layers.items() if name in there},
+                    packed=ending.bits.packed,
                     strain=math.hypot(strained, _REGAINED * lost),
                     width=width,
                     # What fewer bits save is in the weights; the rest of a file stays.
-                    bytes=whole.bytes - weights * ending.saved_bytes,
-                    gzip_bytes=whole.gzip_bytes * ending.gzip_share,
-                    latency=None if ending.packed else latency,
+                    bytes=file.bytes - weights * ending.saved_bytes,
+                    gzip_bytes=file.gzip_bytes * ending.gzip_share,
+                    latency=None if ending.bits.packed else file.latency,
                 )
                 found.append(option)
         return found
@@ -215,14 +236,13 @@ class _Pricing:
         for share in _ZEROS:
             sparse = _with_zeros(self.model, zeros, share)
             file = export_tflite(sparse, self.path, "int8", self.data)
-            gzip_share = file.gzip_bytes / self.reference.gzip_bytes
-            endings.append(_Ending(share, {}, {}, packed=False, saved_bytes=0, gzip_share=gzip_share))
+            endings.append(_Ending(share, Bits(), 0, file.gzip_bytes / self.reference.gzip_bytes))
             if bits is not None:
                 aware = quantize_aware(sparse, 8 if bits.packed else InInt8(8), layers=bits.layers)
                 calibrate(aware, self.data)
                 rounded = export_tflite(aware, self.path)
                 saved, gzip_share = file.bytes - rounded.bytes, rounded.gzip_bytes / self.reference.gzip_bytes
-                endings.append(_Ending(share, bits.layers, bits.drops, bits.packed, saved, gzip_share))
+                endings.append(_Ending(share, bits, saved, gzip_share))
         return endings
 
     def _shapes(self, notes: list[str]) -> Iterator[tuple[tuple[str, ...], Channels, float]]:
@@ -236,7 +256,7 @@ class _Pricing:
             if narrower is not None:
                 left = present(shorter, narrower)
                 if self.is_timed:
-                    latency = self.time(shorter) if blocks else 1.0
+                    latency = self.time({}, blocks)
                     widths += widths_by_latency({name: table[name] for name in left.values}, latency)
                 if left.values:
                     sizes = not self.goal.costs or bool({"bytes", "gzip_bytes"} & self.goal.costs.keys())

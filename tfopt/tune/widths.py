@@ -52,13 +52,13 @@ def widths_by_share(model: keras.Model, found: Sensitivity, cost: str, notes: li
     return widths
 
 
-def latency_table(model: keras.Model, found: Sensitivity, time: Callable[[keras.Model], float]) -> Table:
+def latency_table(model: keras.Model, found: Sensitivity, time: Callable[[Channels], float]) -> Table:
     """Narrows each group of layers alone and times it: kernels work in blocks, so that some channels save nothing.
 
     Args:
       model: functional or Sequential.
       found: its sensitivity to "ratio".
-      time: gives the latency of a model's file as a share of the whole one's.
+      time: gives the latency of the file with so many channels, as a share of the whole one's.
 
     Source: Yang et al., NetAdapt, 2018, arXiv:1804.03230, section 3.3 (tables of layers that add up).
     """
@@ -69,7 +69,7 @@ def latency_table(model: keras.Model, found: Sensitivity, time: Callable[[keras.
         for ratio in _TIMED:
             count = max(multiple, multiple * math.ceil((1 - ratio) * now[name] / multiple - 1e-9))
             if count < rows[-1][0]:
-                saved = 1.0 - time(narrowed(model, {name: count}))
+                saved = 1.0 - time({name: count})
                 # What is timed worse than a wider one is noise.
                 rows.append((count, max(saved, rows[-1][1]), drop_at(found, name, 1 - count / now[name])))
         table[name] = rows
