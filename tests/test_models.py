@@ -163,7 +163,6 @@ def test_widths_are_rounded_as_in_the_papers():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_chain_begins_with_any(data, tmp_path):
     options = {"width": 0.1, "head": 16}
     work = tfopt.run(

@@ -6,8 +6,9 @@
 For each seed, all on the same examples: the members of an ensemble, wider than the student; a student trained by
 itself, one that learns from the first member, and one that learns from all, each for as many epochs. Then 4 bits, again
 for as many epochs: the student trained by itself, with and without what the ensemble says from here on; and the one
-that learned from the ensemble, which goes on learning from it. Accuracies in 4 bits are those of the .tflite files. The best member is the one that is best on the test split: no easier one to beat.
-Kill it whenever you like and start it again with the same flags: what is finished is kept.
+that learned from the ensemble, which goes on learning from it. Accuracies in 4 bits are those of the .tflite files. The
+best member is the one that is best on the test split: no easier one to beat. Kill it whenever you like and start it
+again with the same flags: what is finished is kept.
 """
 
 import dataclasses
