@@ -50,7 +50,7 @@ _PROMISING = 0.08
 # Shares of latency, and their squares of the compressed size, that are tried where no cost is limited; the first one.
 _STEPS, _FIRST = (0.95, 0.85, 0.775, 0.7, 0.6, 0.5, 0.4, 0.3), 3
 # What is expected stays below a limit by this: compressed sizes turn out a little larger, times differ a little.
-_MARGINS = {"bytes": 1.0, "gzip_bytes": 0.97, "median_ms": 0.98}
+_MARGINS = {"bytes": 1.0, "gzip_bytes": 0.99, "median_ms": 0.98}
 
 
 def reach(

@@ -41,7 +41,7 @@ from tfopt.tune.widths import (
 )
 
 # Fractions of all prunable weights.
-_ZEROS = (0.0, 0.3, 0.4, 0.5, 0.65, 0.8)
+_ZEROS = (0.0, 0.3, 0.4, 0.45, 0.5, 0.65, 0.8)
 _LEVELS = {"sparsity": (0.3, 0.5, 0.7, 0.9), "ratio": levels_for({"macs": 0.1})}
 # Parts of the residual blocks that are taken out together, beside a single one.
 _BLOCKS = (0.25, 0.5)

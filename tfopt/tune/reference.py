@@ -26,8 +26,8 @@ from tfopt.train.task import task_of
 FOLDER, FILE = "reference", "plain.tflite"
 # Turns of a measurement of latency, of which the median counts: a process may be placed badly for its whole life.
 _TURNS, _RUNS = 3, 60
-# Steps for the time of an epoch, after as many to warm up.
-_STEPS = 20
+# Steps for the time of an epoch, the median of which counts, and steps before them: the first ones wait for data, too.
+_STEPS, _WARM_UP = 40, 10
 # Standard errors by which a model that has not seen the validation split may be better there than on the test split.
 _ERRORS = 4.0
 # How much accuracy a model may lose on augmented images that it is trained on.
@@ -197,10 +197,10 @@ def _augmentations(data: Data) -> dict[str, Augmentation]:
 
 def _epoch_seconds(model: keras.Model, data: Data) -> float:
     """What a pass over the training split takes, from a few steps of a copy."""
-    copy = keras.models.clone_model(model)
+    copy, ends = keras.models.clone_model(model), [0.0]
     task_of(model, data).compile(copy, optimizer="adam", jit_compile=False)
+    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter()))
+    steps = _WARM_UP + _STEPS
     batches = data.training_batches(0).repeat()
-    copy.fit(batches, epochs=1, steps_per_epoch=_STEPS, shuffle=False, verbose=0)
-    started = time.perf_counter()
-    copy.fit(batches, epochs=1, steps_per_epoch=_STEPS, shuffle=False, verbose=0)
-    return (time.perf_counter() - started) / _STEPS * data.steps_per_epoch
+    copy.fit(batches, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[clock])
+    return float(np.median(np.diff(ends)[_WARM_UP:])) * data.steps_per_epoch
