@@ -1,5 +1,6 @@
 """Reaching a target: what is refused, chosen and told, and that a search that was broken off ends as another."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl.testing import flagsaver
 
 import tfopt
@@ -18,7 +20,7 @@ from recipes import auto as command
 from tests.conftest import blobs, residual_model, small_model
 from tfopt import tune
 from tfopt.tune.better import trained_on
-from tfopt.tune.reference import measure_reference, value_of
+from tfopt.tune.reference import _epoch_seconds, measure_reference, value_of
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,19 @@ def test_a_model_that_was_not_at_its_best_is_trained_on(data, tmp_path):
     # Neither without the time for it, nor where it helps nothing.
     assert trained_on(model, known, reference, 0.05, 0.0, tmp_path / "none", seed=0) == (model, [])
     assert trained_on(model, known, reference, 1e-9, 1e6, tmp_path / "slow", seed=0) == (model, [])
+
+
+def test_what_an_epoch_waits_for_before_its_first_batch_is_not_counted_by_step(trained, data):
+    def wait(number):
+        time.sleep(1.0 * (number == 0))
+        return number
+
+    def first_one_late(number, element):
+        with tf.control_dependencies([tf.numpy_function(wait, [number], tf.int64)]):
+            return tf.nest.map_structure(tf.identity, element)
+
+    late = data.splits["train"].enumerate().map(first_one_late)
+    assert _epoch_seconds(trained, dataclasses.replace(data, splits={**data.splits, "train": late})) < 0.5
 
 
 def noisy(size, seed):

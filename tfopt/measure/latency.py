@@ -67,14 +67,15 @@ def measure_latencies(
     """Times several .tflite files so that their ratios are fair.
 
     Each file has LiteRT's interpreter in a process of its own. They take turns, one invocation each, in a
-    random order every round, so that whatever slows the machine for a while slows all of them alike.
+    random order every round, so that whatever slows the machine for a while slows all of them alike. With one thread
+    each, several files share one CPU where the system allows it: else one process may spend its life on a busy one.
 
     Args:
       paths: the files, at least one.
       threads: of each interpreter, at least 1.
       runs: timed invocations of each file, at least 1.
       warmup: invocations before these, at least 0.
-      seed: of the random inputs and of the order.
+      seed: of the random inputs, of the order, and of the CPU that several files share.
       timeout: seconds for the whole measurement, above 0.
 
     Returns:
@@ -98,8 +99,9 @@ def measure_latencies(
             f"{path} needs {', '.join(needed)}, which LiteRT's own runtime does not have: it cannot run",
         )
     deadline = time.monotonic() + timeout
+    cpu = _shared_cpu(seed) if len(paths) > 1 and threads == 1 else None
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(path, threads, seed, deadline, timeout)) for path in paths]
+        workers = [stack.enter_context(_Worker(path, threads, seed, cpu, deadline, timeout)) for path in paths]
         runtimes = [worker.answer()["runtime"] for worker in workers]
         for worker in workers:
             worker.run(warmup)
@@ -108,11 +110,19 @@ def measure_latencies(
         for _ in range(runs):
             for i in generator.permutation(len(workers)):
                 milliseconds[i] += workers[i].run(1)
-    cpu = cpu_name()
+    name = cpu_name()
     return [
-        Latency(float(np.median(taken)), float(np.percentile(taken, 90)), runs, runtime, threads, cpu)
+        Latency(float(np.median(taken)), float(np.percentile(taken, 90)), runs, runtime, threads, name)
         for taken, runtime in zip(milliseconds, runtimes, strict=True)
     ]
+
+
+def _shared_cpu(seed: int) -> int | None:
+    """One of the CPUs that this process may use; None: the system does not let it choose."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus[seed % len(cpus)]
 
 
 def cpu_name() -> str:
@@ -129,7 +139,15 @@ def cpu_name() -> str:
 class _Worker:
     """A process that holds one interpreter; ended with the `with` block."""
 
-    def __init__(self, path: str | os.PathLike[str], threads: int, seed: int, deadline: float, timeout: float) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threads: int,
+        seed: int,
+        cpu: int | None,
+        deadline: float,
+        timeout: float,
+    ) -> None:
         self.path, self.deadline, self.timeout = path, deadline, timeout
         self.process = subprocess.Popen(
             [sys.executable, str(WORKER)],
@@ -145,7 +163,7 @@ class _Worker:
         threading.Thread(target=self._read_answers, daemon=True).start()
         self.listener = threading.Thread(target=self._read_chatter, daemon=True)
         self.listener.start()
-        self._ask({"path": str(path), "threads": threads, "seed": seed})
+        self._ask({"path": str(path), "threads": threads, "seed": seed, "cpu": cpu})
 
     def __enter__(self) -> "_Worker":
         return self

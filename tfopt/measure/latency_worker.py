@@ -1,8 +1,8 @@
 """Times one .tflite file; run as a script, one process a file, so that no other interpreter disturbs it.
 
-Imports NumPy and LiteRT only, to start fast. Reads one JSON object a line: first {"path", "threads", "seed"},
-then {"runs": n} as often as wanted. Answers each with a line: {"runtime"}, then {"milliseconds": [...]}; or
-{"error"}, and ends.
+Imports NumPy and LiteRT only, to start fast. Reads one JSON object a line: first {"path", "threads", "seed", "cpu"} with
+the number of the CPU to run on or null, then {"runs": n} as often as wanted. Answers each with a line: {"runtime"}, then
+{"milliseconds": [...]}; or {"error"}, and ends.
 """
 
 import importlib.metadata
@@ -34,6 +34,8 @@ def main(requests: TextIO, answers: TextIO) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
     setup = json.loads(requests.readline())
+    if setup["cpu"] is not None:
+        os.sched_setaffinity(0, {setup["cpu"]})
     interpreter = Interpreter(model_path=setup["path"], num_threads=setup["threads"])
     interpreter.allocate_tensors()
     generator = np.random.default_rng(setup["seed"])
