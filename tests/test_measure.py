@@ -3,6 +3,7 @@
 import gc
 import gzip
 import json
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 import zstandard
 from keras import layers
 
+from tfopt.measure import latency
 from tfopt.measure.file import measure_tflite
 from tfopt.measure.latency import WORKER, cpu_name, measure_latencies, measure_latency
 from tfopt.tflite.export import export_tflite
@@ -119,12 +121,12 @@ def test_a_file_without_weights(tmp_path):
 
 
 def test_latency(files):
-    latency = measure_latency(files["int8"].path, runs=5, warmup=1)
-    assert 0 < latency.median_ms <= latency.p90_ms
-    assert (latency.runs, latency.threads, latency.cpu) == (5, 1, cpu_name())
-    assert latency.cpu
-    assert latency.runtime.startswith("ai-edge-litert ")
-    assert latency.runtime.endswith(", XNNPACK")
+    found = measure_latency(files["int8"].path, runs=5, warmup=1)
+    assert 0 < found.median_ms <= found.p90_ms
+    assert (found.runs, found.threads, found.cpu) == (5, 1, cpu_name())
+    assert found.cpu
+    assert found.runtime.startswith("ai-edge-litert ")
+    assert found.runtime.endswith(", XNNPACK")
 
 
 def test_several_files_take_turns(files):
@@ -134,6 +136,25 @@ def test_several_files_take_turns(files):
     assert all(latency.threads == 2 and latency.median_ms > 0 for latency in latencies)
     # XNNPACK takes no int16 operators.
     assert [latency.runtime.split(", ")[1] for latency in latencies] == ["XNNPACK", "built-in kernels"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not let processes choose their CPU")
+@pytest.mark.parametrize(("count", "threads", "shared"), [(2, 1, True), (2, 2, False), (1, 1, False)])
+def test_several_files_of_one_thread_share_a_cpu(count, threads, shared, files, monkeypatch):
+    begin, used = latency._Worker.answer, []
+
+    def answer(worker):
+        found = begin(worker)
+        used.append(frozenset(os.sched_getaffinity(worker.process.pid)))
+        return found
+
+    monkeypatch.setattr(latency._Worker, "answer", answer)
+    everywhere = frozenset(os.sched_getaffinity(0))
+    for seed in range(2):
+        used.clear()
+        measure_latencies([files["int8"].path] * count, threads=threads, runs=2, warmup=0, seed=seed)
+        expected = {sorted(everywhere)[seed % len(everywhere)]} if shared else everywhere
+        assert set(used) == {frozenset(expected)}
 
 
 def test_a_heavier_model_takes_longer(tmp_path):

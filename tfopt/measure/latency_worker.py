@@ -1,8 +1,8 @@
 """Times one .tflite file; run as a script, one process a file, so that no other interpreter disturbs it.
 
-Imports NumPy and LiteRT only, to start fast. Reads one JSON object a line: first {"path", "threads", "seed", "cpu"} with
-the number of the CPU to run on or null, then {"runs": n} as often as wanted. Answers each with a line: {"runtime"}, then
-{"milliseconds": [...]}; or {"error"}, and ends.
+Imports NumPy and LiteRT only, to start fast. Reads one JSON object a line: first {"path", "threads", "seed", "cpu"},
+with the number of the CPU to run on or null, then {"runs": n} as often as wanted. Answers each with a line:
+{"runtime"}, then {"milliseconds": [...]}; or {"error"}, and ends.
 """
 
 import importlib.metadata
