@@ -52,7 +52,7 @@ def expected(decay, begin, frequency, epochs=2):
 @pytest.mark.parametrize(
     ("way", "options"),
     [
-        ("plain", {}),
+        pytest.param("plain", {}, marks=pytest.mark.slow),
         ("several steps", {"steps_per_execution": 4}),
         pytest.param("xla", {"jit_compile": True}, marks=pytest.mark.slow),
         ("replicas", {}),

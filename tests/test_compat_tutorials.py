@@ -199,6 +199,7 @@ def test_cluster_preserving_quantization(data, trained, tmp_path):
     assert reached > baseline - 0.03
 
 
+@pytest.mark.slow
 def test_sparsity_and_cluster_preserving_quantization(data, trained, tmp_path):
     x, y, x_test, y_test = data
     model, baseline, size = trained

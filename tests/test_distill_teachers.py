@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, quick, small_model
 from tests.test_distill_losses import sigmoid, softmax
 from tfopt.distill import Distiller, Teaching, as_teacher, join, read_record, record
 from tfopt.tflite.run import predict_tflite
@@ -201,7 +201,7 @@ def live(files, data, tmp_path_factory):
     return distilled(tmp_path_factory.mktemp("live"), data, teacher=files / "t.keras")
 
 
-@pytest.mark.parametrize("kind", ["cached", "recorded", pytest.param("ensemble", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", quick(["cached", "recorded", "ensemble"], "cached"))
 def test_a_recorded_teacher_teaches_what_a_live_one_does(kind, live, files, data, tmp_path):
     teacher, cache = files / "t.keras", tmp_path / "cache"
     if kind == "recorded":

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tests.conftest import blobs
+from tests.conftest import blobs, quick
 from tfopt import augment
 from tfopt.data import profile
 
@@ -42,7 +42,7 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("part", SLOW)
+@pytest.mark.parametrize("part", quick(SLOW, "read", "augment"))
 def test_the_slow_part_is_found(part):
     x, y = blobs(120)
     data = tfopt.from_arrays((np.clip(x / 9, 0, 1), y), batch_size=24)

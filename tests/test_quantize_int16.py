@@ -1,6 +1,7 @@
 """Quantization-aware training with activations of 16 bits, to files whose ranges and integers are the trained ones."""
 
 import dataclasses
+import functools
 import sys
 
 import keras
@@ -9,7 +10,7 @@ import pytest
 from keras import layers
 
 import tfopt
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, quick, small_model
 from tfopt.quantize.fake_quant import FakeQuant
 from tfopt.quantize.frozen import frozen
 from tfopt.quantize.linear import QuantizedLinear
@@ -60,12 +61,12 @@ def make(folder, bits):
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    return {bits: make(tmp_path_factory.mktemp(str(bits)), bits) for bits in (8, 4)}
+    return functools.cache(lambda bits: make(tmp_path_factory.mktemp(str(bits)), bits))
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", quick([8, 4], 8))
 def test_files_compute_what_was_trained(bits, cases):
-    found = cases[bits].verification
+    found = cases(bits).verification
     require_parity(found)
     assert found.kind == "int16x8"
     assert found.argmax_agreement == 1.0
@@ -74,15 +75,15 @@ def test_files_compute_what_was_trained(bits, cases):
     # Multipliers of LiteRT's kernels have 16 bits, and softmax looks exponentials up in a table.
     assert all(layer.lsb < (1.0 if layer.name == "probabilities_quantize" else 0.5) for layer in found.layers)
     # The model's own rounding is that of 16 bits: its values are no floats.
-    file = read_tflite(cases[bits].path)
-    steps = np.asarray(cases[bits].model(blobs(20)[0])) * 32768
+    file = read_tflite(cases(bits).path)
+    steps = np.asarray(cases(bits).model(blobs(20)[0])) * 32768
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-2)
     assert file.outputs["probabilities"].quantization.scales == [1 / 32768]
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", quick([8, 4], 8))
 def test_all_activations_are_int16(bits, cases):
-    file = read_tflite(cases[bits].path)
+    file = read_tflite(cases(bits).path)
     assert list(file.inputs) == ["image"]
     assert {tensor.dtype for tensor in (*file.inputs.values(), *file.outputs.values())} == {"int16"}
     tensors = file.graphs[0].tensors
@@ -98,10 +99,10 @@ def test_all_activations_are_int16(bits, cases):
 LAYOUTS = {"wider": (2, 0, 1, 3), "hidden": (1, 0), "probabilities": (1, 0)}
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", quick([8, 4], 8))
 def test_weights_are_the_trained_integers_on_their_scales(bits, cases):
-    graph = read_tflite(cases[bits].path).graphs[0]
-    model = cases[bits].model
+    graph = read_tflite(cases(bits).path).graphs[0]
+    model = cases(bits).model
     with frozen(model):
         trained = {
             layer.layer.name: (layer.frozen[0], layer.frozen[1])
@@ -123,37 +124,37 @@ def test_weights_are_the_trained_integers_on_their_scales(bits, cases):
 
 @pytest.mark.slow
 def test_float_inputs_and_outputs(cases, tmp_path):
-    tfopt.export_tflite(cases[8].model, tmp_path / "m.tflite", float_io=True)
+    tfopt.export_tflite(cases(8).model, tmp_path / "m.tflite", float_io=True)
     file = read_tflite(tmp_path / "m.tflite")
     assert {tensor.dtype for tensor in (*file.inputs.values(), *file.outputs.values())} == {"float32"}
     assert sum(tensor.is_float for tensor in file.graphs[0].tensors) == 2
-    found = tfopt.verify_tflite(cases[8].model, tmp_path / "m.tflite", blobs(50))
+    found = tfopt.verify_tflite(cases(8).model, tmp_path / "m.tflite", blobs(50))
     require_parity(found)
     assert found.max_lsb <= 3
 
 
 def test_a_model_survives_saving(cases, tmp_path):
-    cases[4].model.save(tmp_path / "m.keras")
+    cases(8).model.save(tmp_path / "m.keras")
     reloaded = keras.models.load_model(tmp_path / "m.keras")
     images, _ = blobs(30)
-    np.testing.assert_array_equal(reloaded(images), cases[4].model(images))
+    np.testing.assert_array_equal(reloaded(images), cases(8).model(images))
     tfopt.export_tflite(reloaded, tmp_path / "m.tflite")
     # Constants of the same values, whatever the order in which the file has them.
     constants = [
         sorted(tensor.data.tobytes() for tensor in read_tflite(path).graphs[0].tensors if tensor.data is not None)
-        for path in (cases[4].path, tmp_path / "m.tflite")
+        for path in (cases(8).path, tmp_path / "m.tflite")
     ]
     assert constants[0] == constants[1]
 
 
 @pytest.mark.slow
 def test_parity_is_not_to_be_had_with_another_range(cases):
-    model = cases[8].model
+    model = cases(8).model
     quantizer = model.get_layer("hidden_clip")
     before = quantizer.high.numpy()
     try:
         quantizer.high.assign(before * 0.9)
-        found = tfopt.verify_tflite(model, cases[8].path, blobs(50))
+        found = tfopt.verify_tflite(model, cases(8).path, blobs(50))
     finally:
         quantizer.high.assign(before)
     named = "where .* differ by 0 and 32 are allowed.* first layer that diverges is 'hidden_clip'"
@@ -238,7 +239,7 @@ def test_what_is_refused(cases, tmp_path, data):
         tfopt.quantize_aware(small_model(), activation_bits=16, on_unsupported="float")
     for quantization in ("int8", "float16"):
         with pytest.raises(ValueError, match=f"leave quantization out; received '{quantization}'"):
-            tfopt.export_tflite(cases[8].model, tmp_path / "m.tflite", quantization)
+            tfopt.export_tflite(cases(8).model, tmp_path / "m.tflite", quantization)
     with pytest.raises(ValueError, match="is not known yet: train the model, or show it data"):
         tfopt.export_tflite(tfopt.quantize_aware(small_model(), activation_bits=16), tmp_path / "m.tflite")
     with pytest.raises(ValueError, match="leave quantization out; received 'int16x8'"):

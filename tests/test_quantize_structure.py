@@ -89,13 +89,10 @@ def leading_augmentation():
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(nested, marks=pytest.mark.slow),
         nested_and_shared,
         shared_layers,
         dictionaries,
-        lists,
-        output_inside,
-        frozen_base,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (nested, lists, output_inside, frozen_base)),
         leading_augmentation,
     ],
 )

@@ -279,7 +279,7 @@ def distances(before, after):
 
 
 REFUSED = ("XLA", "two replicas")
-QUICK = [("XLA", "one device"), ("loss scaling", "two replicas")]
+QUICK = [("loss scaling", "two replicas")]
 # With XLA, two replicas are refused: the model has BatchNormalization.
 PLACES = [(way, where) for where in ("one device", "two replicas") for way in WAYS if (way, where) != REFUSED]
 

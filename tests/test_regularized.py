@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tfopt
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs, quick, small_model
 from tests.test_train import fitted, linear, losses_by_hand
 from tfopt.evaluation import evaluate
 from tfopt.train import recalibrate, regularized
@@ -162,7 +162,7 @@ def smoothed_by_hand(model, data, share):
     return (1 - share) * plain + share * all_classes, y
 
 
-@pytest.mark.parametrize("weigh", [None, "classes", "examples"])
+@pytest.mark.parametrize("weigh", quick([None, "classes", "examples"], "classes"))
 def test_smoothed_labels_meet_weights(weigh, tmp_path):
     x, y = blobs(120)
     weights = np.linspace(0.5, 2, 120).astype("float32")
