@@ -96,7 +96,7 @@ def test_a_model_that_was_not_at_its_best_is_trained_on(data, tmp_path):
 
 def test_what_an_epoch_waits_for_before_its_first_batch_is_not_counted_by_step(trained, data):
     def wait(number):
-        time.sleep(1.0 * (number == 0))
+        time.sleep(0.4 * (number == 0))
         return number
 
     def first_one_late(number, element):
@@ -104,7 +104,7 @@ def test_what_an_epoch_waits_for_before_its_first_batch_is_not_counted_by_step(t
             return tf.nest.map_structure(tf.identity, element)
 
     late = data.splits["train"].enumerate().map(first_one_late)
-    assert _epoch_seconds(trained, dataclasses.replace(data, splits={**data.splits, "train": late})) < 0.5
+    assert _epoch_seconds(trained, dataclasses.replace(data, splits={**data.splits, "train": late})) < 0.4
 
 
 def noisy(size, seed):

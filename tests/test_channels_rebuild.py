@@ -82,6 +82,7 @@ def test_the_old_model_stays_as_it_is():
     np.testing.assert_array_equal(before[0], outputs_of(model, inputs)[0])
 
 
+@pytest.mark.slow
 def test_it_trains_saves_and_exports(tmp_path, data):
     model = small_model(dropout=0.1)
     small = prune_channels(model, ratio=0.5, multiple=2)

@@ -264,6 +264,7 @@ def test_reprs_rebuild():
         assert eval(repr(each), names) == each
 
 
+@pytest.mark.slow
 def test_rates_by_layer_and_smoothed_labels_while_distilling(teacher, data, tmp_path):
     """Whose projections have variables beside the student's, and whose loss tells what outputs are."""
     # A layer that learns next to nothing, and the plain one beside it.

@@ -136,6 +136,7 @@ def test_what_makes_no_sense_is_refused(change, message):
         change(small_model())
 
 
+@pytest.mark.slow
 def test_a_chain_takes_it(data, tmp_path):
     model = with_dropout(small_model(), 0.3)
     fit = tfopt.Fit(3e-3)

@@ -140,6 +140,7 @@ def test_damaged_saved_model(tmp_path):
         load_model(path)
 
 
+@pytest.mark.slow
 def test_the_two_keras_stay_apart(tmp_path):
     """tf.keras and the environment are as before, and importing the package does not import tf_keras."""
     save(functional((3,), K2.Dense(2, name="same")), tmp_path, "h5")

@@ -92,6 +92,7 @@ def test_a_name_that_nobody_knows_is_the_reason():
         meet(workers, "", 1)
 
 
+@pytest.mark.slow
 def test_one_that_is_heard_and_cannot_be_reached_is_told_apart():
     """Its address is that of another program: it calls, and does not answer."""
     chief = local_workers(1)[0].address

@@ -220,6 +220,7 @@ def test_the_engine_leaves_this_process_alone_and_says_what_to_install():
     assert done.stdout.strip() == "fine", done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_errors_of_tfmot_tell_where_and_what(tmp_path):
     model = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.LayerNormalization(name="norm")])
     write(model, tmp_path / "m.h5")

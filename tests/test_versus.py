@@ -75,6 +75,7 @@ def test_what_fails_is_a_row_with_its_words(trained, data, tmp_path):
     assert len(found["error"]) <= 160
 
 
+@pytest.mark.slow
 def test_files_after_training_are_measured(trained, data, tmp_path):
     contest = Contest(tfopt.Work(trained, data), tmp_path, "small", engines.Budget())
     plain, converted, quantized = (contest.row("after training", each) for each in PEERS)
