@@ -5,19 +5,13 @@ import numpy as np
 import pytest
 
 import tfopt
-from tests.conftest import blobs, small_model
+from tests.conftest import blobs
 from tests.test_quantize import SIZES, fitted, integers
 from tfopt.measure.file import weight_tensors
 from tfopt.quantize.bits import InInt8
 from tfopt.quantize.integers import largest_integer
 from tfopt.tflite.flatbuffer import read_tflite
 from tfopt.tflite.parity import require_parity
-
-
-@pytest.fixture(scope="module")
-def trained():
-    keras.utils.set_random_seed(0)
-    return fitted(small_model(), 3)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

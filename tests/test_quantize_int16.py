@@ -133,16 +133,17 @@ def test_float_inputs_and_outputs(cases, tmp_path):
     assert found.max_lsb <= 3
 
 
-def test_a_model_survives_saving(cases, tmp_path):
-    cases(8).model.save(tmp_path / "m.keras")
+@pytest.mark.parametrize("bits", quick([8, 4], 8))
+def test_a_model_survives_saving(bits, cases, tmp_path):
+    cases(bits).model.save(tmp_path / "m.keras")
     reloaded = keras.models.load_model(tmp_path / "m.keras")
     images, _ = blobs(30)
-    np.testing.assert_array_equal(reloaded(images), cases(8).model(images))
+    np.testing.assert_array_equal(reloaded(images), cases(bits).model(images))
     tfopt.export_tflite(reloaded, tmp_path / "m.tflite")
     # Constants of the same values, whatever the order in which the file has them.
     constants = [
         sorted(tensor.data.tobytes() for tensor in read_tflite(path).graphs[0].tensors if tensor.data is not None)
-        for path in (cases(8).path, tmp_path / "m.tflite")
+        for path in (cases(bits).path, tmp_path / "m.tflite")
     ]
     assert constants[0] == constants[1]
 

@@ -186,19 +186,19 @@ class _Pricing:
         """Whether latencies count."""
         return not self.goal.costs or self.goal.max_latency_ms is not None
 
-    def file(self, channels: Channels, blocks: tuple[str, ...] = ()) -> _File:
-        """The file of a smaller model, made and timed once."""
+    def file(self, smaller: keras.Model, channels: Channels, blocks: tuple[str, ...] = ()) -> _File:
+        """The file of a smaller model, made and timed once for what stays of the whole one."""
         key = blocks, tuple(sorted(channels.items()))
         if key not in self.files:
-            file = export_tflite(narrowed(self.model, channels, blocks), self.path, "int8", self.data)
+            file = export_tflite(smaller, self.path, "int8", self.data)
             is_whole = not blocks and not channels
             latency = (1.0 if is_whole else latency_ratio(self.path, self.plain)) if self.is_timed else None
             self.files[key] = _File(file.bytes, file.gzip_bytes, latency)
         return self.files[key]
 
-    def time(self, channels: Channels, blocks: tuple[str, ...] = ()) -> float:
+    def time(self, smaller: keras.Model, channels: Channels, blocks: tuple[str, ...] = ()) -> float:
         """The latency of a smaller model's file as a share of the plain one's; only where latencies count."""
-        latency = self.file(channels, blocks).latency
+        latency = self.file(smaller, channels, blocks).latency
         assert latency is not None
         return latency
 
@@ -207,7 +207,8 @@ class _Pricing:
         model, endings = self.model, self._endings(zeros, bits)
         found = []
         for blocks, channels, strained in self._shapes(notes):
-            smaller, file = narrowed(model, channels, blocks), self.file(channels, blocks)
+            smaller = narrowed(model, channels, blocks)
+            file = self.file(smaller, channels, blocks)
             width = _width(model, smaller) if blocks or channels else 1.0
             weights = smaller.count_params() / model.count_params()
             there = {layer.name for layer in smaller._flatten_layers()}
@@ -256,7 +257,7 @@ class _Pricing:
             if narrower is not None:
                 left = present(shorter, narrower)
                 if self.is_timed:
-                    latency = self.time({}, blocks)
+                    latency = self.time(shorter, {}, blocks)
                     widths += widths_by_latency({name: table[name] for name in left.values}, latency)
                 if left.values:
                     sizes = not self.goal.costs or bool({"bytes", "gzip_bytes"} & self.goal.costs.keys())
@@ -276,7 +277,9 @@ class _Pricing:
             notes.append(f"no channels can go: {error}")
             return None, {}
         found = sensitivity(self.model, self.data, "ratio", _LEVELS["ratio"])
-        return found, latency_table(self.model, found, self.time) if self.is_timed else {}
+        if not self.is_timed:
+            return found, {}
+        return found, latency_table(self.model, found, lambda kept: self.time(narrowed(self.model, kept), kept))
 
     def _shorter(self, notes: list[str]) -> list[tuple[tuple[str, ...], float]]:
         """Residual blocks that could go, those first that cost least alone, with what they cost together."""
