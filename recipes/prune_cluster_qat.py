@@ -48,7 +48,7 @@ def stages(
       sparsity: fraction of the weights to set to zero, in [0, 1).
       pattern: where the zeros may lie: unstructured, N:M such as 2:4 (with its own sparsity), or blocks such as 1x4.
       criterion: which weights go first: magnitude (the smallest of each layer), global_magnitude (of all layers
-        together), movement, taylor or random.
+        together), lamp (the same, but it spares small layers), movement, taylor or random.
       clusters: different values in each kernel, zero included, at least 2.
       prune_epochs: of the training that prunes.
       cluster_epochs: of the training with clusters.

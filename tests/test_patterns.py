@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 import tfopt
 from tests.conftest import blobs, quick, small_model
 from tfopt.patterns import Pattern, pattern_mask, pattern_masks
+from tfopt.prune.magnitude import lamp_scores
 from tfopt.prune.policy import pays_on_xnnpack
 from tfopt.tflite.flatbuffer import read_tflite
 
@@ -158,7 +159,8 @@ def test_training_ends_at_the_sparsity_and_the_int8_file_has_it(method, tmp_path
 
 @pytest.mark.slow
 def test_xla_prunes_alike():
-    for options in ({"pattern": "2x2"}, {"pattern": "2:4"}, {"criterion": "global_magnitude"}, {"criterion": "taylor"}):
+    criteria = ({"criterion": name} for name in ("global_magnitude", "lamp", "taylor"))
+    for options in ({"pattern": "2x2"}, {"pattern": "2:4"}, *criteria):
         schedule = tfopt.PolynomialDecay(0.0, 0.5, 4, 12, frequency=4)
         plain, _ = pruned(schedule, epochs=1, **options)
         compiled, _ = pruned(schedule, epochs=1, jit_compile=True, **options)
@@ -175,6 +177,41 @@ def test_global_magnitude_ranks_all_layers_together():
     kept = [np.abs(each[each != 0]).min() for each in kernels]
     assert min(kept) > 0
     assert callback.invariant.targets == pytest.approx(callback.sparsity)
+
+
+@given(weights=kernels, factor=st.sampled_from([0.125, 1.0, 64.0]))
+@settings(max_examples=25, deadline=None)
+def test_lamp_is_the_share_of_a_square_in_what_is_left(weights, factor):
+    scores = keras.ops.convert_to_numpy(lamp_scores(factor * weights))
+    squares = np.square(weights.astype("float64")).ravel()
+    order = np.argsort(squares, kind="stable")
+    left = np.cumsum(squares[order][::-1])[::-1]
+    expected = np.zeros_like(squares)
+    expected[order] = np.divide(squares[order], left, out=np.zeros_like(left), where=left > 0)
+    assert scores.shape == weights.shape
+    # A factor, as a BatchNormalization may take up, changes nothing.
+    np.testing.assert_allclose(scores.ravel(), expected, rtol=1e-4, atol=1e-7)
+    # Within a tensor the order is that of the magnitudes.
+    assert (np.diff(scores.ravel()[order]) >= -1e-7).all()
+
+
+def test_lamp_spares_the_layer_that_is_small():
+    rng = np.random.default_rng(0)
+    # The weights of the small one are the smaller ones: by magnitude it would lose nearly all.
+    small, large = rng.normal(0, 0.1, (3, 3, 16)).astype("float32"), rng.normal(0, 1, (64, 64)).astype("float32")
+    kept = {}
+    for name, score in (("magnitude", np.abs), ("lamp", lamp_scores)):
+        masks = pattern_masks([score(small), score(large)], 0.8, Pattern())
+        kept[name] = [float(keras.ops.convert_to_numpy(each).mean()) for each in masks]
+    assert kept["magnitude"][0] < 0.02
+    assert kept["lamp"][0] > 2 * kept["lamp"][1]
+    model, callback = pruned(tfopt.PolynomialDecay(0.0, 0.8, 0, 24, frequency=5), criterion="lamp")
+    zeros = [(kernel == 0).sum() for kernel in kernels_of(model)]
+    sizes = [kernel.size for kernel in kernels_of(model)]
+    assert sum(zeros) == round(0.8 * sum(sizes))
+    shares = [zero / size for zero, size in zip(zeros, sizes, strict=True)]
+    assert [share for _, share in sorted(zip(sizes, shares, strict=True))] == sorted(shares)
+    assert list(callback.invariant.targets.values()) == shares
 
 
 def test_each_layer_gets_the_sparsity_it_was_given():
@@ -223,9 +260,11 @@ def test_what_does_not_go_together_is_refused():
     constant = tfopt.ConstantSparsity(0.8, 0)
     for message, options in {
         "ends at a sparsity of 0.5, the schedule at 0.8": {"pattern": "2:4"},
+        "neither a sparsity by layer nor global_magnitude or lamp": {"pattern": "1:5", "criterion": "lamp"},
         "neither a sparsity by layer nor global": {"pattern": "1:5", "criterion": "global_magnitude"},
         "criterion must be one of magnitude": {"criterion": "size"},
         "movement has seen nothing at step 0": {"criterion": "movement"},
+        "lamp finds each layer's sparsity itself": {"layers": {"conv": 0.5}, "criterion": "lamp"},
         "finds each layer's sparsity itself": {"layers": {"conv": 0.5}, "criterion": "global_magnitude"},
     }.items():
         with pytest.raises(ValueError, match=message):

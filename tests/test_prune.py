@@ -12,6 +12,7 @@ import tfopt
 from tests.conftest import blobs, quick, small_model
 from tfopt.kernels import select_kernels
 from tfopt.prune.magnitude import magnitude_mask, measure_sparsity
+from tfopt.prune.masks import GLOBAL
 
 KERNELS = {"conv/kernel": 144, "hidden/kernel": 1536, "out/kernel": 36}
 
@@ -139,7 +140,7 @@ def test_two_replicas_prune_as_one_device_does(mirrored):
     assert set(callback.sparsity) == set(KERNELS)
 
 
-@pytest.mark.parametrize("criterion", quick(["global_magnitude", "movement", "taylor"], "movement"))
+@pytest.mark.parametrize("criterion", quick(["global_magnitude", "lamp", "movement", "taylor"], "movement"))
 def test_replicas_have_the_same_zeros(criterion, mirrored):
     schedule = tfopt.PolynomialDecay(0.1, 0.8, begin_step=7, end_step=29, frequency=7)
     model, _, seen, _ = pruned(schedule, strategy=mirrored, criterion=criterion)
@@ -151,7 +152,7 @@ def test_replicas_have_the_same_zeros(criterion, mirrored):
         zeros += np.count_nonzero(one == 0)
     total = sum(KERNELS.values())
     by_layer = sum(round(0.8 * size) for size in KERNELS.values())
-    assert zeros == (round(0.8 * total) if criterion == "global_magnitude" else by_layer)
+    assert zeros == (round(0.8 * total) if criterion in GLOBAL else by_layer)
     assert [step for step, _ in seen] == list(range(1, 37))
 
 

@@ -54,6 +54,7 @@ VARIANTS = {
     "tfopt, 2:4": lambda: pruned(pattern="2:4"),
     "tfopt, 1x4": lambda: pruned(pattern="1x4"),
     "tfopt, global": lambda: pruned(criterion="global_magnitude"),
+    "tfopt, lamp": lambda: pruned(criterion="lamp"),
     "tfopt, taylor": lambda: pruned(criterion="taylor"),
     "tfopt, 16 clusters": lambda: (MODELS[_MODEL](keras), [tfopt.ClusteringCallback(16)]),
     "tf_keras": lambda: (MODELS[_MODEL](tf_keras), []),

@@ -16,7 +16,7 @@ from tfopt.config import require
 from tfopt.invariants import Sparsity, add_constraints
 from tfopt.patterns import Pattern
 from tfopt.prune.magnitude import measure_sparsity
-from tfopt.prune.masks import CRITERIA, WATCHING, MaskGroup
+from tfopt.prune.masks import CRITERIA, GLOBAL, WATCHING, MaskGroup
 from tfopt.prune.targets import Targets, find_targets
 from tfopt.schedules import check_plan, final_sparsity, last_update
 from tfopt.variables import step_counter
@@ -37,9 +37,11 @@ class PruningCallback(keras.callbacks.Callback):
       layers: names of layers, or a predicate over layers, or the final sparsity by the name of a layer; None: every
         prunable layer.
       criterion: which weights go first. "magnitude": the smallest of each layer. "global_magnitude": the smallest of
-        all layers together, so that layers end at different sparsities. "movement": those that moved towards zero
-        since training began. "taylor": those whose steps changed the loss least, |w * gradient| as the optimizer's
-        step shows it. "random": any, as the control that the others must beat.
+        all layers together, so that layers end at different sparsities. "lamp": the same, each magnitude counted by its
+        share of what its layer has left (`tfopt.prune.magnitude.lamp_scores`): it spares small layers and depthwise
+        kernels, which "global_magnitude" does not. "movement": those that moved towards zero since training began.
+        "taylor": those whose steps changed the loss least, |w * gradient| as the optimizer's step shows it. "random":
+        any, as the control that the others must beat.
 
     Raises:
       TypeError: the schedule is no schedule.
@@ -101,7 +103,7 @@ class PruningCallback(keras.callbacks.Callback):
         shares = [1.0 if final is None else final / float(whole or 1.0) for final in finals]
         # A checkpoint may have been restored already, with the optimizer's count of steps.
         origin = int(self._restored["origin"]) if self._restored else int(step_counter(model).numpy())
-        together = self.criterion == "global_magnitude"
+        together = self.criterion in GLOBAL
         self._group = MaskGroup(
             variables, self.schedule, step_counter(model), origin, self.pattern, self.criterion, together, shares
         )
@@ -177,14 +179,14 @@ def check_method(schedule: Any, pattern: Pattern, layers: Targets, criterion: st
         f"pattern {pattern.text} ends at a sparsity of {fixed}, the schedule at {final}: make them equal",
     )
     require(
-        fixed is None or (criterion != "global_magnitude" and not isinstance(layers, Mapping)),
+        fixed is None or (criterion not in GLOBAL and not isinstance(layers, Mapping)),
         f"pattern {pattern.text} has a sparsity of {fixed} in every layer: it takes neither a sparsity by layer nor "
-        "global_magnitude",
+        f"{' or '.join(GLOBAL)}",
     )
     if isinstance(layers, Mapping):
         require(
-            criterion != "global_magnitude",
-            "global_magnitude finds each layer's sparsity itself: give layers as a list of names, or take magnitude",
+            criterion not in GLOBAL,
+            f"{criterion} finds each layer's sparsity itself: give layers as a list of names, or take magnitude",
         )
         require(
             bool(final),

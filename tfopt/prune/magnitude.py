@@ -31,6 +31,33 @@ def magnitude_mask(weights: Any, sparsity: Any, mask: Any = None) -> Any:
     return pattern_mask(ops.abs(ops.convert_to_tensor(weights)), sparsity, Pattern(), mask)
 
 
+def lamp_scores(weights: Any) -> Any:
+    """Magnitudes that can be compared across layers: w² over the sum of the squares that are no smaller.
+
+    It is how much of a layer's output is lost, at worst, with that weight and all smaller ones: the largest of each layer
+    has 1, so a layer keeps the more of its weights, the fewer it has and the less they differ.
+
+    Args:
+      weights: tensor of any shape, float.
+
+    Returns:
+      The scores, same shape, float32, in [0, 1]; in the order of the magnitudes.
+
+    Source: Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, 2021, arXiv:2010.07611, equation 5.
+
+    >>> [round(float(each), 4) for each in lamp_scores([2.0, -1.0, 0.0, 1.0])]
+    [1.0, 0.1667, 0.0, 0.2]
+    """
+    tensor = ops.cast(ops.convert_to_tensor(weights), "float32")
+    squares = ops.square(ops.reshape(tensor, (-1,)))
+    # Stable: equal weights stay in their order in memory, as they do among magnitudes.
+    order = ops.argsort(squares)
+    rising = ops.take(squares, order)
+    left = ops.flip(ops.cumsum(ops.flip(rising)))
+    scores = ops.where(left > 0, rising / ops.where(left > 0, left, 1.0), 0.0)
+    return ops.reshape(ops.scatter(ops.expand_dims(order, 1), scores, squares.shape), tensor.shape)
+
+
 def measure_sparsity(weights: Any) -> float:
     """The fraction of weights that are exactly zero.
 

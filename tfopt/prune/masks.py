@@ -10,9 +10,12 @@ import tensorflow as tf
 
 from tfopt.invariants import replica_variable
 from tfopt.patterns import Pattern, pattern_masks
+from tfopt.prune.magnitude import lamp_scores
 from tfopt.schedules import due_and_sparsity
 
-CRITERIA = ("magnitude", "global_magnitude", "movement", "taylor", "random")
+CRITERIA = ("magnitude", "global_magnitude", "lamp", "movement", "taylor", "random")
+# The criteria that rank all layers together.
+GLOBAL = ("global_magnitude", "lamp")
 # The criteria that need to have seen some steps.
 WATCHING = ("movement", "taylor")
 
@@ -123,6 +126,8 @@ class MaskGroup:
     def _score(self, index: int, value: tf.Tensor) -> tf.Tensor:
         if self.criterion in ("magnitude", "global_magnitude"):
             return tf.abs(tf.cast(value, tf.float32))
+        if self.criterion == "lamp":
+            return lamp_scores(value)
         if self.criterion == "random":
             # Always the same numbers for a variable, so that what was removed stays removed.
             digest = hashlib.sha256(self.variables[index].path.encode()).digest()

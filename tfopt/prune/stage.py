@@ -14,7 +14,7 @@ from tfopt.invariants import Sparsity
 from tfopt.order import require_order
 from tfopt.patterns import Pattern
 from tfopt.prune.callback import PruningCallback, check_method
-from tfopt.prune.masks import WATCHING
+from tfopt.prune.masks import GLOBAL, WATCHING
 from tfopt.prune.targets import Targets, find_targets
 from tfopt.schedules import PolynomialDecay, check_plan, last_update
 from tfopt.stage import Outcome, Stage, Work
@@ -133,7 +133,7 @@ class Prune(Stage):
         targets = {}
         for variable, final in zip(variables, finals, strict=True):
             shape, asked = tuple(variable.shape), self.target if final is None else final
-            if self.criterion == "global_magnitude":
+            if self.criterion in GLOBAL:
                 zeros = pattern.structured_zeros(keras.ops.convert_to_numpy(variable)) if reached else 0
                 targets[variable.path] = zeros / math.prod(shape)
             elif self.pattern == "unstructured":
