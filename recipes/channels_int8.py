@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import tfopt
+from recipes._start import augmented, float_model
 from tfopt.blocks import PruneBlocks
 from tfopt.distill import Teaching
 
@@ -57,13 +58,7 @@ def stages(
       qat_learning_rate: the same, of the quantization-aware training.
     """
     fit = tfopt.Fit(tfopt.Cosine(learning_rate))
-    if model is None:
-        start = [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
-    else:
-        start = [tfopt.LoadModel(model)]
-        if more_epochs:
-            start.append(tfopt.Train(more_epochs, fit=tfopt.Fit(tfopt.Cosine(qat_learning_rate))))
-    augment = [tfopt.augment.Flip()] * flip + [tfopt.augment.PadCrop(shift)] * (shift > 0)
+    start = float_model(model, filters, epochs, learning_rate, more_epochs, qat_learning_rate)
     # The whole model teaches what is left of it; see `tfopt.tune.candidate` for the figures behind these two.
     teaching = Teaching(stage=start[-1].name, temperature=4.0, alpha=0.7) if distill else None
     narrowing = dataclasses.replace(fit, distill=teaching)
@@ -76,7 +71,7 @@ def stages(
     )
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
-        *([tfopt.Augment(tuple(augment))] if augment else []),
+        *augmented(flip, shift),
         *start,
         *([PruneBlocks(blocks, channels_epochs, narrowing)] if blocks else []),
         *([channels] if macs < 1 else []),

@@ -8,6 +8,7 @@ python -m recipes.prune_cluster_qat --dataset=cifar10 --model=mlperf_resnet8_cif
 from collections.abc import Sequence
 
 import tfopt
+from recipes._start import augmented, float_model
 from tfopt.distill import Teaching
 from tfopt.kernels import has_kernel
 
@@ -64,19 +65,12 @@ def stages(
         cosine.
       qat_learning_rate: the same, of the trainings with clusters and integers.
     """
-    if model is None:
-        fit = tfopt.Fit(tfopt.Cosine(learning_rate))
-        start = [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
-    else:
-        start = [tfopt.LoadModel(model)]
-        if more_epochs:
-            start.append(tfopt.Train(more_epochs, fit=tfopt.Fit(tfopt.Cosine(qat_learning_rate))))
+    start = float_model(model, filters, epochs, learning_rate, more_epochs, qat_learning_rate)
     teaching = Teaching(stage=start[-1].name, temperature=4.0, alpha=0.7) if distill else None
-    augment = [tfopt.augment.Flip()] * flip + [tfopt.augment.PadCrop(shift)] * (shift > 0)
     fine = tfopt.Fit(tfopt.Cosine(qat_learning_rate), distill=teaching)
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
-        *([tfopt.Augment(tuple(augment))] if augment else []),
+        *augmented(flip, shift),
         *start,
         tfopt.Prune(
             sparsity,

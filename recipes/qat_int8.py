@@ -7,6 +7,7 @@ python -m recipes.qat_int8 --dataset=cifar10 --model=mlperf_resnet8_cifar10.kera
 from collections.abc import Sequence
 
 import tfopt
+from recipes._start import float_model
 
 
 def stages(
@@ -35,14 +36,9 @@ def stages(
       learning_rate: highest learning rate of the float training; it falls along a cosine.
       qat_learning_rate: the same, of the quantization-aware training.
     """
-    if model is None:
-        fit = tfopt.Fit(tfopt.Cosine(learning_rate))
-        start = [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
-    else:
-        start = [tfopt.LoadModel(model)]
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
-        *start,
+        *float_model(model, filters, epochs, learning_rate),
         tfopt.QuantizeAware(qat_epochs, fit=tfopt.Fit(tfopt.Cosine(qat_learning_rate))),
         tfopt.ExportTFLite(),
         tfopt.Benchmark(),

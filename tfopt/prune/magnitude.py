@@ -34,8 +34,8 @@ def magnitude_mask(weights: Any, sparsity: Any, mask: Any = None) -> Any:
 def lamp_scores(weights: Any) -> Any:
     """Magnitudes that can be compared across layers: w² over the sum of the squares that are no smaller.
 
-    It is how much of a layer's output is lost, at worst, with that weight and all smaller ones: the largest of each layer
-    has 1, so a layer keeps the more of its weights, the fewer it has and the less they differ.
+    The share of what its layer has left that goes with a weight, the smaller ones being gone. The largest weight of
+    each layer has 1, so a layer keeps the more of its weights, the fewer it has and the less they differ.
 
     Args:
       weights: tensor of any shape, float.
