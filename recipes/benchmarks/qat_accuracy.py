@@ -22,7 +22,7 @@ DATASET = flags.DEFINE_string("dataset", "fashion_mnist", "A TFDS image classifi
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the prepared TFDS sets.")
 MODEL = flags.DEFINE_string("model", None, "A trained model to start from; else a DS-CNN is trained.")
 VALUE_HIGH = flags.DEFINE_float("value_high", 1.0, "What pixel value 255 becomes in the model's input.")
-_EPOCHS = flags.DEFINE_integer("epochs", 10, "Of the float training.", lower_bound=1)
+EPOCHS = flags.DEFINE_integer("epochs", 10, "Of the float training.", lower_bound=1)
 MORE = flags.DEFINE_integer("qat_epochs", 3, "Of the three trainings that follow.", lower_bound=1)
 RATE = flags.DEFINE_float("qat_learning_rate", 5e-4, "Their highest learning rate.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
@@ -36,7 +36,7 @@ def float_work(data: tfopt.Data, folder: pathlib.Path, seed: int) -> tfopt.Work:
     start = (
         [tfopt.LoadModel(MODEL.value)]
         if MODEL.value
-        else [tfopt.Build(tfopt.models.ds_cnn), tfopt.Train(_EPOCHS.value, fit=fit)]
+        else [tfopt.Build(tfopt.models.ds_cnn), tfopt.Train(EPOCHS.value, fit=fit)]
     )
     return tfopt.run(start, tfopt.Work(data=data, workdir=folder / "float", seed=seed))
 
