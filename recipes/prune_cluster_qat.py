@@ -58,7 +58,7 @@ def stages(
       flip: mirror half of the training images.
       shift: move training images by up to so many pixels.
       distill: whether all later trainings learn from the float model, too.
-      depthwise: whether depthwise kernels are pruned, too.
+      depthwise: whether depthwise kernels are pruned and clustered, too.
       refresh: steps after which each weight may change its cluster; 0: never.
       batch_size: examples a training step.
       learning_rate: highest learning rate of the float training, half of it for the one that prunes; both fall along a
@@ -67,6 +67,7 @@ def stages(
     """
     start = float_model(model, filters, epochs, learning_rate, more_epochs, qat_learning_rate)
     teaching = Teaching(stage=start[-1].name, temperature=4.0, alpha=0.7) if distill else None
+    layers = has_kernel if depthwise else None
     fine = tfopt.Fit(tfopt.Cosine(qat_learning_rate), distill=teaching)
     return [
         tfopt.LoadTFDS(dataset, data_dir, batch_size=batch_size, value_range=(0.0, value_high)),
@@ -75,12 +76,12 @@ def stages(
         tfopt.Prune(
             sparsity,
             prune_epochs,
-            layers=has_kernel if depthwise else None,
+            layers=layers,
             fit=tfopt.Fit(tfopt.Cosine(learning_rate / 2), distill=teaching),
             pattern=pattern,
             criterion=criterion,
         ),
-        tfopt.Cluster(clusters, cluster_epochs, refresh=refresh, fit=fine),
+        tfopt.Cluster(clusters, cluster_epochs, layers=layers, refresh=refresh, fit=fine),
         tfopt.QuantizeAware(qat_epochs, fit=fine),
         tfopt.ExportTFLite(),
         tfopt.Benchmark(),
