@@ -2,11 +2,12 @@
 
     python -m recipes.benchmarks.channels_accuracy --dataset=cifar10 --data_dir=~/tensorflow_datasets \\
         --model=mlperf_resnet8_cifar10.keras --value_high=255 --macs=0.5 --shift=4
-    python -m recipes.benchmarks.channels_accuracy --dataset=fashion_mnist --filters=24 --epochs=6 --latency=0.25
+    python -m recipes.benchmarks.channels_accuracy --dataset=fashion_mnist --filters=24 --epochs=4 --latency=0.25 \\
+        --train_epochs=12 --learning_rate=2e-3 --qat_epochs=1 --distill
 
 Four int8 files of one task: of the whole model, given or a ResNet-20 that is trained first; of the model without the
-channels that matter least, all layers giving up the same share; of one whose layers give up what each alone bears; and
-of a network as narrow as the second, trained from scratch for as many epochs. Latencies are medians of runs in turns.
+channels that matter least, all layers giving up the same share; of a network as narrow, trained from scratch for as
+many epochs; and of the model whose layers give up what each alone bears. Latencies are medians of runs in turns.
 Kill it whenever you like and start it again with the same flags: what is finished is kept.
 """
 
@@ -22,6 +23,7 @@ from absl import app, flags
 import tfopt
 from recipes.benchmarks.qat_accuracy import BATCH, DATA_DIR, DATASET, EPOCHS, MODEL, MORE, RATE, VALUE_HIGH
 from tfopt.channels.plan import plan_channels
+from tfopt.distill import Teaching
 from tfopt.measure.latency import measure_latencies
 from tfopt.report import describe_environment
 
@@ -32,6 +34,8 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/channels_accuracy", "Where model
 _EPOCHS = flags.DEFINE_integer("train_epochs", 16, "Of the training after the channels went.", lower_bound=1)
 _SHIFT = flags.DEFINE_integer("shift", 0, "Mirrors training images and moves them by up to so many pixels; 0: not.")
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "Highest learning rate of that training.")
+_FLOAT_RATE = 2e-3
+_DISTILL = flags.DEFINE_bool("distill", False, "Whether all smaller networks learn from the whole one, too.")
 
 
 def float_model(data: tfopt.Data, folder: pathlib.Path) -> keras.Model:
@@ -39,7 +43,7 @@ def float_model(data: tfopt.Data, folder: pathlib.Path) -> keras.Model:
     if MODEL.value:
         return tfopt.load_model(MODEL.value)
     build = tfopt.Build(tfopt.models.resnet20, {"filters": _FILTERS.value})
-    stages = [build, tfopt.Train(EPOCHS.value, tfopt.Fit(tfopt.Cosine(2 * _RATE.value)))]
+    stages = [build, tfopt.Train(EPOCHS.value, tfopt.Fit(tfopt.Cosine(_FLOAT_RATE)))]
     return tfopt.run(stages, tfopt.Work(data=data, workdir=folder / "float")).need_model()
 
 
@@ -50,14 +54,17 @@ def main(_: list[str]) -> None:
     if _SHIFT.value:
         data = dataclasses.replace(data, augment=(tfopt.augment.Flip(), tfopt.augment.PadCrop(_SHIFT.value)))
     target = {"macs": _MACS.value} if _LATENCY.value is None else {"latency": _LATENCY.value}
-    fit, epochs = tfopt.Fit(tfopt.Cosine(_RATE.value)), _EPOCHS.value
-    quantize = [tfopt.QuantizeAware(MORE.value, fit=tfopt.Fit(tfopt.Cosine(RATE.value))), tfopt.ExportTFLite()]
-    whole = float_model(data, folder)
+    epochs, whole = _EPOCHS.value, float_model(data, folder)
+    # Without augmentation the teacher is asked once, for all three.
+    kept = None if data.augment else folder / "teacher"
+    teaching = Teaching(whole, temperature=4.0, alpha=0.7, cache=kept) if _DISTILL.value else None
+    fit = tfopt.Fit(tfopt.Cosine(_RATE.value), distill=teaching)
     console, rows, paths = rich.console.Console(), [], []
 
     def run(name: str, model: keras.Model, stages: Sequence[tfopt.Stage] = ()) -> keras.Model:
         start = tfopt.Work(model, data, folder / name.replace(", ", "_").replace(" ", "_"))
-        work = tfopt.run([*stages, *quantize], start, name)
+        fine = tfopt.Fit(tfopt.Cosine(RATE.value), distill=teaching if stages else None)
+        work = tfopt.run([*stages, tfopt.QuantizeAware(MORE.value, fit=fine), tfopt.ExportTFLite()], start, name)
         # What came into the quantization: the model as it was trained in float.
         trained = work.report.stages[-2].metrics["before"]["accuracy"]
         smaller = keras.saving.load_model(work.snapshots[-2][1]) if stages else model
@@ -70,11 +77,11 @@ def main(_: list[str]) -> None:
 
     run("whole", whole)
     narrow = run("channels, uniform", whole, [tfopt.PruneChannels(target=target, epochs=epochs, fit=fit)])
-    by_sensitivity = tfopt.PruneChannels(target=target, epochs=epochs, layers="sensitivity", fit=fit)
-    run("channels, by sensitivity", whole, [by_sensitivity])
     # The same layers with new weights.
     keras.utils.set_random_seed(0)
     run("as narrow, from scratch", keras.models.clone_model(narrow), [tfopt.Train(epochs, fit)])
+    by_sensitivity = tfopt.PruneChannels(target=target, epochs=epochs, layers="sensitivity", fit=fit)
+    run("channels, by sensitivity", whole, [by_sensitivity])
     latencies = measure_latencies(paths)
     table = rich.table.Table(
         "model", "MACs", "float", "int8", "bytes", "latency, ms", "against whole", title=f"{DATASET.value}, int8"
