@@ -132,5 +132,8 @@ def test_refused_before_training(case, data, tmp_path):
 def test_refused_kinds():
     with pytest.raises(ValueError, match="iterations must be a whole number from 1"):
         tfopt.PruneChannels(0.5, iterations=0)
+    for key in ("latency", "bytes"):
+        with pytest.raises(ValueError, match=f"can be counted, received a target of {key}: give it in macs"):
+            tfopt.PruneChannels(target={key: 0.5}, layers="sensitivity")
     with pytest.raises(ValueError, match="shares a target out: give one"):
         tfopt.PruneChannels(0.5, layers="sensitivity")

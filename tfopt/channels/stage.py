@@ -41,7 +41,7 @@ class PruneChannels(Stage):
       iterations: in how many parts the channels go, each followed by its training; 1: at once.
       criterion: what makes a channel matter: "l1", "l2", "bn_gamma" or "taylor" (on the validation split).
       layers: names, a predicate, or a ratio by name; see `prune_channels`. "sensitivity": what each layer gives up for
-        the target is chosen from what it alone costs, measured before each iteration.
+        the target is chosen from what it alone costs, measured before each iteration; not for bytes or latency.
       fit: how to train.
       multiple: what is kept of a group is rounded up to a multiple of it, at least 1.
 
@@ -70,6 +70,12 @@ class PruneChannels(Stage):
         require(
             self.layers != BY_SENSITIVITY or self.target is not None,
             'layers="sensitivity" shares a target out: give one, such as target={"macs": 0.5}',
+        )
+        measured = sorted(set(self.target or ()) & set(MEASURED))
+        require(
+            self.layers != BY_SENSITIVITY or not measured,
+            f'layers="sensitivity" shares out what can be counted, received a target of {", ".join(measured)}: give it '
+            "in macs or parameters, or leave layers out",
         )
 
     def validate(self, work: Work) -> Work:
