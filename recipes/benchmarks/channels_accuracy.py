@@ -2,8 +2,8 @@
 
     python -m recipes.benchmarks.channels_accuracy --dataset=cifar10 --data_dir=~/tensorflow_datasets \\
         --model=mlperf_resnet8_cifar10.keras --value_high=255 --macs=0.5 --shift=4
-    python -m recipes.benchmarks.channels_accuracy --dataset=fashion_mnist --filters=24 --epochs=4 --latency=0.25 \\
-        --train_epochs=12 --learning_rate=2e-3 --qat_epochs=1 --distill
+    python -m recipes.benchmarks.channels_accuracy --dataset=fashion_mnist --resnet_filters=24 --epochs=4 \\
+        --latency=0.25 --train_epochs=12 --learning_rate=2e-3 --qat_epochs=1 --distill
 
 Four int8 files of one task: of the whole model, given or a ResNet-20 that is trained first; of the model without the
 channels that matter least, all layers giving up the same share; of a network as narrow, trained from scratch for as
@@ -29,8 +29,10 @@ from tfopt.report import describe_environment
 
 _MACS = flags.DEFINE_float("macs", 0.5, "The share of the multiplications that remains.")
 _LATENCY = flags.DEFINE_float("latency", None, "In place of --macs: the share of the int8 latency that remains.")
-_FILTERS = flags.DEFINE_integer("filters", 24, "Of the first stack of the ResNet-20, without --model.", lower_bound=8)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/channels_accuracy", "Where models and reports are kept.")
+_FILTERS = flags.DEFINE_integer(
+    "resnet_filters", 24, "Of the first stack of the ResNet-20, without --model.", lower_bound=8
+)
+_WORKDIR = flags.DEFINE_string("channels_workdir", "runs/channels_accuracy", "Where models and reports are kept.")
 _EPOCHS = flags.DEFINE_integer("train_epochs", 16, "Of the training after the channels went.", lower_bound=1)
 _SHIFT = flags.DEFINE_integer("shift", 0, "Mirrors training images and moves them by up to so many pixels; 0: not.")
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "Highest learning rate of that training.")
