@@ -1,15 +1,25 @@
 """What recipes of images begin with: a float model, trained or loaded, and what happens to training images."""
 
+from collections.abc import Callable
+
+import keras
+
 import tfopt
 
 
 def float_model(
-    model: str | None, filters: int, epochs: int, learning_rate: float, more_epochs: int = 0, more_rate: float = 5e-4
+    model: str | None,
+    filters: int,
+    epochs: int,
+    learning_rate: float,
+    more_epochs: int = 0,
+    more_rate: float = 5e-4,
+    factory: Callable[..., keras.Model] = tfopt.models.ds_cnn,
 ) -> list[tfopt.Stage]:
-    """A DS-CNN to train, or a model to load and train on; the last stage is the one that has the float model."""
+    """A network to train, or a model to load and train on; the last stage is the one that has the float model."""
     if model is None:
         fit = tfopt.Fit(tfopt.Cosine(learning_rate))
-        return [tfopt.Build(tfopt.models.ds_cnn, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
+        return [tfopt.Build(factory, {"filters": filters}), tfopt.Train(epochs, fit=fit)]
     more = [tfopt.Train(more_epochs, fit=tfopt.Fit(tfopt.Cosine(more_rate)))] if more_epochs else []
     return [tfopt.LoadModel(model), *more]
 

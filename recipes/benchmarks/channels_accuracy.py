@@ -21,6 +21,7 @@ import rich.table
 from absl import app, flags
 
 import tfopt
+from recipes._start import float_model
 from recipes.benchmarks.qat_accuracy import BATCH, DATA_DIR, DATASET, EPOCHS, MODEL, MORE, RATE, VALUE_HIGH
 from tfopt.channels.plan import plan_channels
 from tfopt.distill import Teaching
@@ -36,17 +37,7 @@ _WORKDIR = flags.DEFINE_string("channels_workdir", "runs/channels_accuracy", "Wh
 _EPOCHS = flags.DEFINE_integer("train_epochs", 16, "Of the training after the channels went.", lower_bound=1)
 _SHIFT = flags.DEFINE_integer("shift", 0, "Mirrors training images and moves them by up to so many pixels; 0: not.")
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "Highest learning rate of that training.")
-_FLOAT_RATE = 2e-3
 _DISTILL = flags.DEFINE_bool("distill", False, "Whether all smaller networks learn from the whole one, too.")
-
-
-def float_model(data: tfopt.Data, folder: pathlib.Path) -> keras.Model:
-    """The model that is given, or a ResNet-20."""
-    if MODEL.value:
-        return tfopt.load_model(MODEL.value)
-    build = tfopt.Build(tfopt.models.resnet20, {"filters": _FILTERS.value})
-    stages = [build, tfopt.Train(EPOCHS.value, tfopt.Fit(tfopt.Cosine(_FLOAT_RATE)))]
-    return tfopt.run(stages, tfopt.Work(data=data, workdir=folder / "float")).need_model()
 
 
 def main(_: list[str]) -> None:
@@ -56,7 +47,9 @@ def main(_: list[str]) -> None:
     if _SHIFT.value:
         data = dataclasses.replace(data, augment=(tfopt.augment.Flip(), tfopt.augment.PadCrop(_SHIFT.value)))
     target = {"macs": _MACS.value} if _LATENCY.value is None else {"latency": _LATENCY.value}
-    epochs, whole = _EPOCHS.value, float_model(data, folder)
+    epochs, start = _EPOCHS.value, tfopt.Work(data=data, workdir=folder / "float")
+    begin = float_model(MODEL.value, _FILTERS.value, EPOCHS.value, 2e-3, factory=tfopt.models.resnet20)
+    whole = tfopt.run(begin, start).need_model()
     # Without augmentation the teacher is asked once, for all three.
     kept = None if data.augment else folder / "teacher"
     teaching = Teaching(whole, temperature=4.0, alpha=0.7, cache=kept) if _DISTILL.value else None

@@ -16,6 +16,7 @@ import rich.table
 from absl import app, flags
 
 import tfopt
+from recipes._start import float_model
 from tfopt.report import describe_environment
 
 DATASET = flags.DEFINE_string("dataset", "fashion_mnist", "A TFDS image classification set.")
@@ -32,12 +33,7 @@ BATCH = flags.DEFINE_integer("batch_size", 128, "Examples a training step.", low
 
 def float_work(data: tfopt.Data, folder: pathlib.Path, seed: int) -> tfopt.Work:
     """A trained float model."""
-    fit = tfopt.Fit(tfopt.Cosine(2e-3))
-    start = (
-        [tfopt.LoadModel(MODEL.value)]
-        if MODEL.value
-        else [tfopt.Build(tfopt.models.ds_cnn), tfopt.Train(EPOCHS.value, fit=fit)]
-    )
+    start = float_model(MODEL.value, 64, EPOCHS.value, 2e-3)
     return tfopt.run(start, tfopt.Work(data=data, workdir=folder / "float", seed=seed))
 
 

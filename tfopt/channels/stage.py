@@ -71,10 +71,9 @@ class PruneChannels(Stage):
             self.layers != BY_SENSITIVITY or self.target is not None,
             'layers="sensitivity" shares a target out: give one, such as target={"macs": 0.5}',
         )
-        measured = sorted(set(self.target or ()) & set(MEASURED))
         require(
-            self.layers != BY_SENSITIVITY or not measured,
-            f'layers="sensitivity" shares out what can be counted, received a target of {", ".join(measured)}: give it '
+            self.layers != BY_SENSITIVITY or not self._measured,
+            f'layers="sensitivity" shares out what can be counted, received a target of {self._measured}: give it '
             "in macs or parameters, or leave layers out",
         )
 
@@ -82,10 +81,9 @@ class PruneChannels(Stage):
         """Checks that channels can go, and as many as asked."""
         validate_training(work, self.epochs, self.fit)
         require_order(work, "channels")
-        measured = sorted(set(self.target or ()) & set(MEASURED))
         require(
-            not measured or work.peers.count == 1,
-            f"each of {work.peers.count} workers would measure {', '.join(measured)} and find other channels: give a "
+            not self._measured or work.peers.count == 1,
+            f"each of {work.peers.count} workers would measure {self._measured} and find other channels: give a "
             "target such as macs, or prune channels in a run of one process",
         )
         model = work.need_model()
@@ -124,11 +122,16 @@ class PruneChannels(Stage):
         result = work.replace(model=model, invariants=promises, trained=True)
         return Outcome(result, changed=changed, skipped=skipped, history=history, notes=notes)
 
+    @property
+    def _measured(self) -> str:
+        """The targets that are measured, for messages; empty where there are none."""
+        return ", ".join(sorted(set(self.target or ()) & set(MEASURED)))
+
     def _expected(self, model: keras.Model) -> ChannelPlan:
         """A plan with the counts to expect, found without measuring: what decides the order does not decide them."""
         criterion = "bn_gamma" if self.criterion == "bn_gamma" else "l1"
         layers = None if self.layers == BY_SENSITIVITY else self.layers
-        if self.target is not None and set(self.target) & set(MEASURED):
+        if self._measured:
             return plan_channels(model, ratio=0.5, criterion=criterion, layers=layers, multiple=self.multiple)
         return plan_channels(model, self.ratio, self.target, criterion=criterion, layers=layers, multiple=self.multiple)
 
